@@ -1,0 +1,91 @@
+//! The desired state of one node: every Service port, resolved for this node.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+
+use crate::endpoint::Endpoint;
+use crate::frontend::Frontend;
+use crate::name::{IpFamily, ServicePortName};
+use crate::service::{SessionAffinity, TrafficPolicy};
+
+/// What this node should do, at one moment. Cheap to clone: unchanged parts are shared with the snapshot before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Every Service port that has a frontend or a NodePort. No two hold the same frontend.
+    pub service_ports: OrdMap<ServicePortName, Arc<ServicePort>>,
+    /// The node's own addresses on which NodePorts answer.
+    pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
+}
+
+/// One Service port, resolved for this node: what backends realise, and all that they need to know of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name, also its key in the snapshot.
+    pub name: ServicePortName,
+    /// The addresses it answers on, ordered, each held by this Service port alone.
+    pub frontends: Vec<Frontend>,
+    /// Its NodePort, if it has one and holds it.
+    pub node_port: Option<u16>,
+    /// Who serves IPv4 frontends.
+    pub v4: EndpointSets,
+    /// Who serves IPv6 frontends.
+    pub v6: EndpointSets,
+    /// The pool of ClusterIP traffic.
+    pub internal_traffic_policy: TrafficPolicy,
+    /// The pool of outside traffic to NodePort, external IP and load-balancer IP.
+    pub external_traffic_policy: TrafficPolicy,
+    /// Whether a client stays with one endpoint.
+    pub session_affinity: SessionAffinity,
+    /// Who may dial the load-balancer IPs.
+    pub source_ranges: SourceRanges,
+    /// The node port that answers a load balancer's health checks.
+    pub health_check_node_port: Option<u16>,
+}
+
+/// The endpoints of one Service port in one family. Each list is ordered and holds an address once. Lists that are equal
+/// share their memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSets {
+    /// The Cluster set: topology and the terminating fallback applied. Empty: no endpoint serves anywhere.
+    pub cluster: Arc<[Endpoint]>,
+    /// The Local set: endpoints of this node, the terminating fallback applied to them alone, hints ignored.
+    pub local: Arc<[Endpoint]>,
+    /// Every endpoint that still serves, chosen or not, also while terminating: flows to these are left alone.
+    pub serving: Arc<[Endpoint]>,
+    /// How many distinct addresses of this node are ready: what a load balancer's health check is told.
+    pub ready_local: usize,
+}
+
+/// `loadBalancerSourceRanges`, judged for one family at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceRanges {
+    /// `None`: every IPv4 source is admitted.
+    pub v4: Option<Arc<[IpNet]>>,
+    /// `None`: every IPv6 source is admitted.
+    pub v6: Option<Arc<[IpNet]>>,
+}
+
+impl ServicePort {
+    /// The endpoints that frontends of this family reach.
+    #[must_use]
+    pub fn endpoints(&self, family: IpFamily) -> &EndpointSets {
+        match family {
+            IpFamily::V4 => &self.v4,
+            IpFamily::V6 => &self.v6,
+        }
+    }
+
+    /// How long a client stays with its endpoint, if it does.
+    #[must_use]
+    pub fn affinity_timeout(&self) -> Option<Duration> {
+        match self.session_affinity {
+            SessionAffinity::None => None,
+            SessionAffinity::ClientIp { timeout } => Some(timeout),
+        }
+    }
+}
