@@ -3,6 +3,9 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(["tollgate/v1/controlplane.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(files)?;
+    tonic_prost_build::configure()
+        // An order by kind, namespace and name: keys of ordered maps, and the order of lists on the wire.
+        .type_attribute(".tollgate.v1.Key", "#[derive(PartialOrd, Ord)]")
+        .compile_fds(files)?;
     Ok(())
 }

@@ -1,10 +1,24 @@
 //! The gRPC contract of the Tollgate control plane, and its generated client and server.
 //!
-//! The contract itself, with what each message means, is `proto/tollgate/v1/controlplane.proto`.
+//! The contract itself, with what each message means, is `proto/tollgate/v1/controlplane.proto`. Beside the generated
+//! code there are the few words that server, client verbs and proxy share: the names of a [`v1::Kind`], how a
+//! [`v1::Key`] and a [`v1::ResumeToken`] are written.
+
+mod key;
+mod kind;
+mod token;
+
+pub use kind::UnknownKind;
+pub use token::InvalidToken;
 
 /// Version 1 of the contract.
-#[expect(missing_docs, reason = "generated; the documentation is in the .proto file")]
-#[expect(clippy::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    unused_qualifications,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the documentation is in the .proto file"
+)]
 pub mod v1 {
     tonic::include_proto!("tollgate.v1");
 }
