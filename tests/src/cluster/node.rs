@@ -1,0 +1,84 @@
+//! A node: an uplink to the fabric, a bridge for its pods, and the pods.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::fabric::{self, Fabric};
+use super::pod::Pod;
+use crate::address::{self, DualStack, Family};
+use crate::netns::NetNs;
+use crate::probe::Probe;
+
+/// The bridge that a node's pods are on.
+pub(super) const BRIDGE: &str = "pods0";
+
+/// A node and its pods.
+#[derive(Debug)]
+pub struct Node {
+    // Before the namespace: a pod's servers stop before the network under them goes.
+    pods: Vec<Pod>,
+    number: u8,
+    netns: NetNs,
+}
+
+impl Node {
+    pub(super) fn new(fabric: &Fabric, number: u8, pods: u8) -> Result<Self> {
+        let netns = NetNs::new(format!("node-{number}"))?;
+        fabric::prepare(&netns)?;
+        fabric::forward(&netns)?;
+        fabric.attach(&netns, address::node(number))?;
+        netns.links()?.add_bridge(BRIDGE)?;
+        for net in address::bridge(number).nets(24, 64) {
+            netns.links()?.add_address(BRIDGE, net)?;
+        }
+        let pods = (0..pods).map(|n| Pod::new(&netns, number, n)).collect::<Result<Vec<_>>>()?;
+        Ok(Self { pods, number, netns })
+    }
+
+    /// Its name, `node-N`.
+    pub fn name(&self) -> &str {
+        self.netns.name()
+    }
+
+    /// Its number, from 1.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &NetNs {
+        &self.netns
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// Its addresses on the fabric.
+    pub fn addresses(&self) -> DualStack {
+        address::node(self.number)
+    }
+
+    /// Its address of a family on the fabric.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        self.addresses().of(family)
+    }
+
+    /// Its address of a family on its pods' bridge.
+    pub fn bridge_ip(&self, family: Family) -> IpAddr {
+        address::bridge(self.number).of(family)
+    }
+
+    /// Dials as a process in the node's own network namespace.
+    pub fn probe(&self) -> Probe {
+        Probe::from(&self.netns)
+    }
+
+    pub(super) fn add_peer(&self, peer: &Self) -> Result<()> {
+        Family::ALL.into_iter().try_for_each(|family| {
+            self.netns.links()?.add_route(address::pod_cidr(peer.number, family), peer.ip(family))
+        })
+    }
+}

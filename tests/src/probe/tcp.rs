@@ -1,0 +1,54 @@
+//! One TCP connection and its greeting.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use nix::errno::Errno;
+use socket2::{SockAddr, Type};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::outcome::Answer;
+use crate::netns::NetNs;
+
+/// Connects from a namespace.
+pub(crate) async fn dial(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = netns.socket(to.ip(), Type::STREAM, from).await?;
+    // Closing sends a reset and leaves nothing in TIME_WAIT: a stream of probes does not run out of ports, and the
+    // same source port can be used again at once.
+    socket.set_linger(Some(std::time::Duration::ZERO))?;
+    match socket.connect(&SockAddr::from(to)) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+        Err(error) => return Err(error),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) => Err(error),
+        None => Ok(stream),
+    }
+}
+
+/// Connects and reads the server's greeting.
+pub(super) async fn connect(
+    netns: &NetNs,
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+) -> io::Result<(BufReader<TcpStream>, Answer)> {
+    let stream = dial(netns, from, to).await?;
+    stream.set_nodelay(true)?;
+    let peer = stream.peer_addr()?;
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    if stream.read_line(&mut line).await? == 0 {
+        return Err(io::Error::new(ErrorKind::UnexpectedEof, "connected, and closed without a greeting"));
+    }
+    let answer = Answer::parse(&line, peer)?;
+    Ok((stream, answer))
+}
+
+/// Connects, reads the greeting and closes.
+pub(crate) async fn exchange(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Answer> {
+    connect(netns, from, to).await.map(|(_, answer)| answer)
+}
