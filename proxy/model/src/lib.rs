@@ -8,6 +8,7 @@
 //!
 //! - [`name`], [`service`], [`endpoint`], [`node`], [`frontend`]: the words, parsed once from Kubernetes objects and valid
 //!   by construction.
+//! - [`object`]: what all objects share, and how one that does not validate is told of.
 //! - [`select`]: which endpoints this node may use for a Service port.
 //! - [`store`]: the last known objects; [`store::Store::apply`] re-resolves only the Services that an event touches.
 //! - [`snapshot`]: what this node should do, resolved; immutable and structurally shared.
@@ -18,6 +19,7 @@ pub mod endpoint;
 pub mod frontend;
 pub mod name;
 pub mod node;
+pub mod object;
 pub mod select;
 pub mod service;
 pub mod snapshot;

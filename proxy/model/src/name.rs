@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Namespace and name of an object, shown `namespace/name`.
+/// Namespace and name of an object, shown `namespace/name`, or `name` for the kinds without namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NamespacedName {
-    /// The namespace; never empty for the kinds that have one.
+    /// The namespace; empty for the kinds that have none, such as Node.
     pub namespace: Arc<str>,
     /// The name within the namespace.
     pub name: Arc<str>,
@@ -54,7 +54,10 @@ impl NamespacedName {
 
 impl fmt::Display for NamespacedName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if !self.namespace.is_empty() {
+            write!(f, "{}/", self.namespace)?;
+        }
+        f.write_str(&self.name)
     }
 }
 
