@@ -1,0 +1,26 @@
+//! The bundled Tollgate control plane: what kube-apiserver and etcd do for Services, in one small binary.
+//!
+//! ```text
+//!  client, proxies ◀──gRPC──▶ server ──▶ registry ──▶ store
+//! ```
+//! - [`server`]: the gRPC service; each watch is a cursor into the registry's feed.
+//! - [`registry`]: what objects must look like, ClusterIPs and node ports, and the one writer.
+//! - [`store`]: objects and their history on disk.
+//! - [`client`]: the verbs of the command line.
+
+pub mod client;
+pub mod registry;
+pub mod server;
+pub mod store;
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}

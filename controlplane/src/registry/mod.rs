@@ -1,0 +1,209 @@
+//! The objects: read, defaulted, checked, given what they need, and handed to whoever wants to know.
+//!
+//! ```text
+//!  Apply ── Manifest::parse ──▶ Writer ── State::apply ──▶ Store::commit ──▶ Feed ──▶ Get, List, Watch
+//!             in itself           in turn    with others       on disk         visible
+//! ```
+//! One thread writes. Readers never wait for it: they take snapshots of the [`Feed`], which shows only what is on disk.
+
+mod endpoint_slice;
+mod feed;
+mod invalid;
+mod manifest;
+mod name;
+mod node;
+mod pool;
+mod service;
+mod service_cidr;
+mod state;
+mod writer;
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use jiff::Timestamp;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tollgate_api::v1::{Key, Kind};
+
+pub use feed::{Feed, Next, QueueLimit, Snapshot};
+pub use invalid::{Finding, Invalid};
+pub use manifest::DEFAULT_NAMESPACE;
+pub use service::Exhausted;
+pub use service_cidr::{InvalidCidrs, ServiceCidrs};
+pub use state::{Applied, Objects};
+
+use crate::store::{self, History, Position, Record, Store};
+use manifest::Manifest;
+use writer::{Write, Writer};
+
+/// Writes that wait for their turn; more wait in their clients.
+const WAITING_WRITES: usize = 1024;
+
+/// What the registry gives out, and how much it keeps for watchers.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where ClusterIPs come from.
+    pub service_cidrs: ServiceCidrs,
+    /// Where node ports come from.
+    pub node_ports: RangeInclusive<u16>,
+    /// The changes that a watcher may be behind.
+    pub queue: QueueLimit,
+}
+
+/// The objects, over a store. Cloning makes another handle.
+#[derive(Clone)]
+pub struct Registry {
+    writes: mpsc::Sender<Write>,
+    feed: Arc<Feed>,
+    store: Arc<dyn Store>,
+}
+
+/// Why a request of the registry was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The object is not valid.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// There is no such object.
+    #[error("{key} does not exist")]
+    NotFound {
+        /// Which one.
+        key: Key,
+    },
+    /// The object's namespace does not exist.
+    #[error("{key} can't be written: namespace {:?} does not exist; apply a Namespace of that name first", .key.namespace)]
+    NamespaceNotFound {
+        /// The object.
+        key: Key,
+    },
+    /// The write was meant for another revision of the object.
+    #[error("{key} was to be written at {asked}, but {}; read it again and retry", current_text(.current))]
+    Conflict {
+        /// The object.
+        key: Key,
+        /// What the write was meant for.
+        asked: String,
+        /// The object's revision; `None`: it does not exist.
+        current: Option<u64>,
+    },
+    /// The write was meant for another object of the same name.
+    #[error("{key} was to be written with uid {asked}, but has {current}: it was made anew; read it again and retry")]
+    OtherUid {
+        /// The object.
+        key: Key,
+        /// What the write was meant for.
+        asked: String,
+        /// The object's uid.
+        current: String,
+    },
+    /// The object must stay.
+    #[error("{key} can't be deleted: {reason}")]
+    Refused {
+        /// The object.
+        key: Key,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Nothing is left to allocate.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+    /// The store failed.
+    #[error("{}", crate::chain(.0))]
+    Store(Arc<store::Error>),
+    /// A stored object can't be read.
+    #[error("{key} is stored, but can't be read: {reason}")]
+    Unreadable {
+        /// The object.
+        key: Key,
+        /// Why.
+        reason: String,
+    },
+    /// The store holds less than what was acknowledged.
+    #[error("the store does not hold what it held: {what}")]
+    Diverged {
+        /// How it was noticed.
+        what: String,
+    },
+    /// The registry takes no more writes.
+    #[error("the server is stopping")]
+    Stopped,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// Takes up what a store holds, and starts the writer. The thread ends once the last handle is dropped.
+    pub fn open(store: Arc<dyn Store>, options: Options) -> Result<(Self, JoinHandle<()>), Error> {
+        let mut state = writer::restore(&*store, &options)?;
+        if !state.objects.contains_key(&Key::namespace(DEFAULT_NAMESPACE)) {
+            let json = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": DEFAULT_NAMESPACE}});
+            let mut changes = Vec::new();
+            state.apply(Manifest::parse(json.to_string().as_bytes())?, Timestamp::now(), &mut changes)?;
+            store.commit(&changes)?;
+        }
+        let snapshot = Snapshot { objects: state.objects.clone(), position: store.position()? };
+        let feed = Arc::new(Feed::new(snapshot, options.queue));
+        let (writes, waiting) = mpsc::channel(WAITING_WRITES);
+        let writer = Writer { store: store.clone(), feed: feed.clone(), options, state: Some(state) };
+        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run(waiting));
+        let thread = thread.map_err(|error| Error::Diverged { what: format!("no thread for the writer: {error}") })?;
+        Ok((Registry { writes, feed, store }, thread))
+    }
+
+    /// Makes or replaces the object in a manifest. It is on disk when this returns.
+    pub async fn apply(&self, manifest: &[u8]) -> Result<Applied, Error> {
+        let manifest = Box::new(Manifest::parse(manifest)?);
+        let (reply, answer) = oneshot::channel();
+        self.writes.send(Write::Apply { manifest, reply }).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Removes an object, at a certain revision where that is not 0. Returns the revision of the removal, which is on
+    /// disk then. With a Namespace goes what is in it.
+    pub async fn delete(&self, key: Key, revision: u64) -> Result<u64, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.writes.send(Write::Delete { key, revision, reply }).await.map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// One object.
+    pub fn get(&self, key: &Key) -> Result<Arc<Record>, Error> {
+        self.feed.snapshot().objects.get(key).cloned().ok_or_else(|| Error::NotFound { key: key.clone() })
+    }
+
+    /// The objects of a kind in a namespace, or in all where it is empty, ordered by namespace and name; and where the
+    /// store stands with them.
+    pub fn list(&self, kind: Kind, namespace: &str) -> (Vec<Arc<Record>>, Position) {
+        let snapshot = self.feed.snapshot();
+        (snapshot.list(kind, namespace), snapshot.position)
+    }
+
+    /// What has been written, and is.
+    pub fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+
+    /// At most `limit` changes right after a revision, from disk.
+    pub async fn history(&self, after: u64, limit: usize) -> Result<History, Error> {
+        let store = self.store.clone();
+        let read = spawn_blocking(move || store.history(after, limit));
+        Ok(read.await.map_err(|_| Error::Stopped)??)
+    }
+}
+
+impl Snapshot {
+    /// The objects of a kind in a namespace, or in all where it is empty, ordered by namespace and name.
+    pub fn list(&self, kind: Kind, namespace: &str) -> Vec<Arc<Record>> {
+        state::list(&self.objects, kind, namespace).map(|(_, record)| record.clone()).collect()
+    }
+}
+
+fn current_text(current: &Option<u64>) -> String {
+    match current {
+        Some(revision) => format!("it is at {revision}"),
+        None => "it does not exist".to_owned(),
+    }
+}

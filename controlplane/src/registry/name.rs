@@ -1,0 +1,135 @@
+//! The forms that Kubernetes asks of names, labels and addresses.
+
+use std::net::IpAddr;
+
+const LABEL_LENGTH: usize = 63;
+const SUBDOMAIN_LENGTH: usize = 253;
+const PORT_NAME_LENGTH: usize = 15;
+
+type Check = Result<(), &'static str>;
+
+/// Lower-case letters, digits and '-' inside: names of Namespaces and ports.
+pub(crate) fn check_dns_1123_label(name: &str) -> Check {
+    let is_valid = name.len() <= LABEL_LENGTH && is_label(name);
+    is_valid.then_some(()).ok_or(
+        "must be at most 63 lower-case letters, digits or '-', and start and end with a letter or digit (DNS-1123 label)",
+    )
+}
+
+/// A label that starts with a letter: names of Services.
+pub(crate) fn check_dns_1035_label(name: &str) -> Check {
+    let is_valid = name.len() <= LABEL_LENGTH && is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase());
+    is_valid.then_some(()).ok_or(
+        "must be at most 63 lower-case letters, digits or '-', start with a letter and end with a letter or digit \
+         (DNS-1035 label)",
+    )
+}
+
+/// Labels joined by dots: names of most objects.
+pub(crate) fn check_dns_1123_subdomain(name: &str) -> Check {
+    let is_valid = name.len() <= SUBDOMAIN_LENGTH && name.split('.').all(is_label);
+    is_valid.then_some(()).ok_or(
+        "must be at most 253 lower-case letters, digits, '-' or '.', and start and end with a letter or digit \
+         (DNS-1123 subdomain)",
+    )
+}
+
+/// The name of a container's port, as a Service's targetPort gives it.
+pub(crate) fn check_port_name(name: &str) -> Check {
+    let is_valid = name.len() <= PORT_NAME_LENGTH
+        && is_label(name)
+        && !name.contains("--")
+        && name.contains(|c: char| c.is_ascii_lowercase());
+    is_valid.then_some(()).ok_or("must be at most 15 lower-case letters, digits or single '-', with a letter in it")
+}
+
+/// The key of a label or annotation: `[prefix/]name`.
+pub(crate) fn check_qualified_name(key: &str) -> Check {
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let has_prefix = prefix.is_none_or(|prefix| check_dns_1123_subdomain(prefix).is_ok());
+    (has_prefix && !name.is_empty() && check_label_value(name).is_ok()).then_some(()).ok_or(
+        "must be a name of at most 63 letters, digits, '-', '_' or '.', after a DNS subdomain and '/' if there is a prefix",
+    )
+}
+
+/// The value of a label.
+pub(crate) fn check_label_value(value: &str) -> Check {
+    let is_valid = value.len() <= LABEL_LENGTH
+        && value.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && value.bytes().next().is_none_or(|b| b.is_ascii_alphanumeric())
+        && value.bytes().last().is_none_or(|b| b.is_ascii_alphanumeric());
+    is_valid
+        .then_some(())
+        .ok_or("must be at most 63 letters, digits, '-', '_' or '.', and start and end with a letter or digit")
+}
+
+/// An address that traffic can be sent to from another machine. Kubernetes refuses the others as endpoints, because
+/// they would reach into the node itself.
+pub(crate) fn check_routable(address: IpAddr) -> Check {
+    let address = address.to_canonical();
+    let is_link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if address.is_unspecified() {
+        Err("must not be the unspecified address")
+    } else if address.is_loopback() {
+        Err("must not be a loopback address")
+    } else if is_link_local {
+        Err("must not be a link-local address")
+    } else if address.is_multicast() {
+        Err("must not be a multicast address")
+    } else {
+        Ok(())
+    }
+}
+
+fn is_label(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_their_forms() {
+        let long = "a".repeat(64);
+        let rows: [(&str, fn(&str) -> Check, &[&str], &[&str]); 6] = [
+            ("label", check_dns_1123_label, &["a", "0a", "a-b", "1"], &["", "A", "-a", "a-", "a.b", "a_b", &long]),
+            ("1035", check_dns_1035_label, &["a", "a-b", "a0"], &["", "0a", "a.b", "-a"]),
+            ("subdomain", check_dns_1123_subdomain, &["a", "a.b", "0.1", &long], &["", ".", "a..b", "a.", "A.b"]),
+            (
+                "port",
+                check_port_name,
+                &["http", "a1", "1a"],
+                &["", "1", "a--b", "sixteen-letters-", "sixteen-letterss"],
+            ),
+            ("key", check_qualified_name, &["app", "a.b/C_d", "A"], &["", "/a", "a/", "a/b/c", "A/b", "a b"]),
+            ("value", check_label_value, &["", "A.b_c-d"], &["-a", "a-", "a b", &long]),
+        ];
+        for (name, check, good, bad) in rows {
+            for good in good {
+                assert_eq!(check(good), Ok(()), "{name} {good:?}");
+            }
+            for bad in bad {
+                assert!(check(bad).is_err(), "{name} {bad:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn endpoints_must_be_routable() {
+        for bad in
+            ["0.0.0.0", "127.0.0.1", "169.254.1.1", "224.0.0.1", "::", "::1", "fe80::1", "ff02::1", "::ffff:127.0.0.1"]
+        {
+            assert!(check_routable(bad.parse().unwrap()).is_err(), "{bad}");
+        }
+        for good in ["10.0.0.1", "192.168.1.1", "fd00::1", "2001:db8::1"] {
+            assert_eq!(check_routable(good.parse().unwrap()), Ok(()), "{good}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The gRPC face of the registry.
+
+mod control_plane;
+mod status;
+mod watch;
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::spawn_blocking;
+use tokio_stream::wrappers::TcpListenerStream;
+use tollgate_api::v1::control_plane_server::ControlPlaneServer;
+use tonic::transport::Server;
+
+use crate::registry::{self, Options, QueueLimit, Registry, ServiceCidrs};
+use crate::store::{self, Embedded};
+use control_plane::Service;
+
+/// Node ports as in Kubernetes.
+pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// About an hour of a busy cluster, and some hundred megabytes.
+pub const KEPT_CHANGES: u64 = 100_000;
+
+/// A dead peer is noticed after the two together, also when nothing is sent to it.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Clients that do not take the end of their watches are left behind after this.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How a control plane is run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the store lies; made where it does not exist.
+    pub data_dir: PathBuf,
+    /// Where ClusterIPs come from.
+    pub service_cidrs: ServiceCidrs,
+    /// Where node ports come from.
+    pub node_ports: RangeInclusive<u16>,
+    /// How many changes a watch can resume over, at least.
+    pub kept_changes: u64,
+    /// How far a watcher may fall behind before it is cut.
+    pub queue: QueueLimit,
+    /// How long a watch stays silent before it tells where it stands.
+    pub progress_interval: Duration,
+}
+
+/// Why the control plane could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store can't be opened.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The store's objects can't be taken up.
+    #[error("cannot take up what the store holds")]
+    Registry(#[from] registry::Error),
+    /// Connections can't be served.
+    #[error("cannot serve connections")]
+    Serve(#[source] tonic::transport::Error),
+    /// The listener has no address.
+    #[error("cannot tell the address that is listened on")]
+    Listen(#[source] std::io::Error),
+}
+
+// === impl Config ===
+
+impl Config {
+    /// With what is not asked about a control plane by everyone.
+    pub fn new(data_dir: PathBuf, service_cidrs: ServiceCidrs) -> Self {
+        Config {
+            data_dir,
+            service_cidrs,
+            node_ports: NODE_PORTS,
+            kept_changes: KEPT_CHANGES,
+            queue: QueueLimit { changes: 10_000, bytes: 64 << 20 },
+            progress_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves until `shutdown` is ready; then ends the watches, lets requests finish, and returns.
+pub async fn serve(
+    config: Config,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let address = listener.local_addr().map_err(Error::Listen)?;
+    let Config { data_dir, service_cidrs, node_ports, kept_changes, queue, progress_interval } = config;
+    let options = Options { service_cidrs, node_ports, queue };
+    let (registry, writer) = {
+        let open = move || -> Result<_, Error> {
+            let store = Embedded::open(&data_dir, kept_changes)?;
+            Ok(Registry::open(Arc::new(store), options)?)
+        };
+        spawn_blocking(open).await.map_err(|_| registry::Error::Stopped)??
+    };
+    let position = registry.feed().position();
+    tracing::info!(store = %position.store_id, revision = position.revision, "listening on {address}");
+    if !address.ip().is_loopback() {
+        tracing::warn!("whoever reaches {address} can read and write everything: there is no authentication");
+    }
+
+    let stopping = tokio::sync::watch::Sender::new(false);
+    let service = Service::new(registry, progress_interval, stopping.subscribe());
+    let served = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(ControlPlaneServer::new(service))
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until(stopping.subscribe()));
+    tokio::pin!(served);
+    tokio::select! {
+        result = &mut served => return result.map_err(Error::Serve),
+        () = shutdown => tracing::info!("stopping"),
+    }
+    stopping.send_replace(true);
+    match tokio::time::timeout(SHUTDOWN_PATIENCE, served).await {
+        Ok(result) => result.map_err(Error::Serve)?,
+        Err(_) => tracing::warn!("some clients did not take the end of their requests; leaving them"),
+    }
+    // Every acknowledged write is on disk already; the wait is for the store's file to be closed in order.
+    let closed = spawn_blocking(move || writer.join());
+    if tokio::time::timeout(SHUTDOWN_PATIENCE, closed).await.is_err() {
+        tracing::warn!("the writer still has work; leaving it");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Ready once the server is to stop.
+async fn until(mut stopping: tokio::sync::watch::Receiver<bool>) {
+    // An error means that the server is gone, which is a stop as well.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}

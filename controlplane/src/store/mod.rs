@@ -1,0 +1,153 @@
+//! Where objects and their history are kept, so that they outlive the process.
+//!
+//! A [`Store`] holds the objects as they stand, each under its `/registry/...` path as in Kubernetes, and the changes
+//! that led there, one for every revision: the newest so many. Its one writer hands it batches of changes; a batch is
+//! on disk, whole, before [`Store::commit`] returns. What the objects mean is not known here.
+
+mod embedded;
+mod path;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tollgate_api::v1;
+
+pub use embedded::{Embedded, FILE_NAME};
+pub use path::{parse_path, path_of};
+
+/// An object as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Which object.
+    pub key: v1::Key,
+    /// The revision of its last write.
+    pub revision: u64,
+    /// Kubernetes JSON; shared, because every watcher sends the same bytes.
+    pub json: Arc<[u8]>,
+}
+
+/// One write. Every revision has exactly one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The object was made or replaced.
+    Apply(Record),
+    /// The object was removed.
+    Delete {
+        /// Which object.
+        key: v1::Key,
+        /// The revision of the removal.
+        revision: u64,
+    },
+}
+
+/// Where a store stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Made once, when the store is made.
+    pub store_id: Arc<str>,
+    /// The newest revision; 0 in a store that was never written to.
+    pub revision: u64,
+    /// Changes after this revision are kept, those up to it are not.
+    pub compacted: u64,
+}
+
+/// Changes in a row, out of the history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum History {
+    /// The changes right after the revision that was asked for, without a gap; empty when there are none yet.
+    Changes(Vec<Change>),
+    /// They are no longer kept; the history begins after this revision.
+    Compacted(u64),
+}
+
+/// A durable store of objects and their history. Its calls block on the disk.
+pub trait Store: Send + Sync + 'static {
+    /// Where the store stands now.
+    fn position(&self) -> Result<Position, Error>;
+
+    /// Every object, in no particular order, and the position at which they stand.
+    fn load(&self) -> Result<(Position, Vec<Record>), Error>;
+
+    /// Writes a batch of changes, whole or not at all; on disk when it returns. Their revisions follow the newest one,
+    /// in order and without a gap. After an error it is unknown whether the batch was written: read the store again.
+    ///
+    /// Returns the revision up to which the history is compacted.
+    fn commit(&self, changes: &[Change]) -> Result<u64, Error>;
+
+    /// At most `limit` changes right after revision `after`.
+    fn history(&self, after: u64, limit: usize) -> Result<History, Error>;
+}
+
+/// Why the store can't do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory can't be made or reached.
+    #[error("cannot use data directory {}", .path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Another process has the store open.
+    #[error("{} is in use by another tollgate-controlplane; stop that one or choose another --data-dir", .path.display())]
+    InUse {
+        /// The store's file.
+        path: PathBuf,
+    },
+    /// The store's file can't be opened.
+    #[error("cannot open the store {}", .path.display())]
+    Open {
+        /// The store's file.
+        path: PathBuf,
+        /// Why not.
+        source: redb::Error,
+    },
+    /// A read failed.
+    #[error("cannot {action} the store {}", .path.display())]
+    Io {
+        /// What was attempted: "read", "write to".
+        action: &'static str,
+        /// The store's file.
+        path: PathBuf,
+        /// Why it failed.
+        source: redb::Error,
+    },
+    /// The store holds something that it can't have written.
+    #[error("the store {} is damaged: {what}", .path.display())]
+    Damaged {
+        /// The store's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Which object changed.
+    pub fn key(&self) -> &v1::Key {
+        match self {
+            Change::Apply(record) => &record.key,
+            Change::Delete { key, .. } => key,
+        }
+    }
+
+    /// The revision of the change.
+    pub fn revision(&self) -> u64 {
+        match self {
+            Change::Apply(record) => record.revision,
+            Change::Delete { revision, .. } => *revision,
+        }
+    }
+
+    /// About how many bytes it takes to keep or send it.
+    pub fn size(&self) -> usize {
+        const ENVELOPE: usize = 128;
+        match self {
+            Change::Apply(record) => ENVELOPE + record.json.len(),
+            Change::Delete { .. } => ENVELOPE,
+        }
+    }
+}
