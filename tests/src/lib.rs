@@ -19,25 +19,39 @@
 //! | [`address`], [`cluster`] | who has which address; nodes, pods, outside hosts |
 //! | [`server`], [`probe`], [`load`] | what runs in pods; one dial; a stream of dials |
 //! | [`process`], [`binary`] | real programs in a namespace; where they are built |
+//! | [`control_plane`], [`proxy`], [`Tollgate`] | Tollgate's own programs, and a cluster with all of them |
+//! | [`client`], [`object`] | writing objects to the control plane; the objects |
+//! | [`mode`] | the backends under test |
 
 pub mod address;
 pub mod binary;
+pub mod client;
 pub mod cluster;
+pub mod control_plane;
 mod isolate;
 pub mod link;
 pub mod load;
+pub mod mode;
 pub mod netns;
+pub mod object;
 pub mod poll;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 mod runtime;
 pub mod server;
+mod tollgate;
 
 pub use address::Family;
+pub use client::Client;
 pub use cluster::{Cluster, Host, Node, Pod, Topology};
+pub use control_plane::ControlPlane;
 pub use isolate::isolate;
 pub use load::{Counters, Load};
+pub use mode::Mode;
 pub use netns::NetNs;
 pub use poll::eventually;
 pub use probe::{Answer, Connection, Flow, Outcome, Probe, Protocol, Reply, Spread};
+pub use proxy::Proxy;
 pub use server::{HTTP_PORT, TCP_PORT, UDP_PORT};
+pub use tollgate::Tollgate;

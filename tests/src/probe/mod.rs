@@ -2,7 +2,7 @@
 
 mod connection;
 mod flow;
-mod http;
+pub(crate) mod http;
 mod outcome;
 mod spread;
 pub(crate) mod tcp;

@@ -1,0 +1,87 @@
+//! A client of the control plane that dials from a namespace.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::v1::{ApplyRequest, DeleteRequest, GetRequest, Key, Object, StatusRequest};
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+
+use crate::netns::NetNs;
+use crate::probe::tcp;
+use crate::runtime::{block_on, runtime};
+
+/// Reads and writes objects, and remembers the newest revision that it has written.
+#[derive(Debug)]
+pub struct Client {
+    inner: ControlPlaneClient<Channel>,
+    newest: AtomicU64,
+}
+
+impl Client {
+    /// A client that dials `to` from `netns` when it is first used, and again whenever the connection is lost.
+    pub fn new(netns: &NetNs, to: SocketAddr) -> Self {
+        let netns = netns.clone();
+        let connector = service_fn(move |_| {
+            let netns = netns.clone();
+            async move { tcp::dial(&netns, None, to).await.map(TokioIo::new) }
+        });
+        let _guard = runtime().enter();
+        let endpoint = Endpoint::from_shared(format!("http://{to}")).expect("an address makes a URI");
+        let channel = endpoint.connect_with_connector_lazy(connector);
+        Self { inner: ControlPlaneClient::new(channel), newest: AtomicU64::new(0) }
+    }
+
+    /// Creates or replaces an object; returns it as stored.
+    pub fn apply(&self, object: impl Into<Value>) -> Result<Value> {
+        let object = object.into();
+        let request = ApplyRequest { json: serde_json::to_vec(&object)? };
+        let response = block_on(self.inner.clone().apply(request))
+            .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))
+            .with_context(|| format!("can't apply {object}"))?;
+        let stored = response.into_inner().object.context("the answer has no object")?;
+        self.newest.fetch_max(stored.revision, Ordering::Relaxed);
+        parse(&stored)
+    }
+
+    /// Removes an object.
+    pub fn delete(&self, key: Key) -> Result<()> {
+        let what = format!("can't delete {key}");
+        let response = block_on(self.inner.clone().delete(DeleteRequest { key: Some(key), revision: 0 }));
+        let response = response.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()));
+        self.newest.fetch_max(response.context(what)?.into_inner().revision, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Reads an object.
+    pub fn get(&self, key: Key) -> Result<Value> {
+        let what = format!("can't get {key}");
+        let response = block_on(self.inner.clone().get(GetRequest { key: Some(key) })).context(what)?;
+        parse(&response.into_inner().object.context("the answer has no object")?)
+    }
+
+    /// The store's newest revision.
+    pub fn revision(&self) -> Result<u64> {
+        let response = block_on(self.inner.clone().status(StatusRequest { wait_for_revision: 0 }))
+            .context("can't ask the control plane for its status")?;
+        Ok(response.into_inner().at.context("the answer has no revision")?.revision)
+    }
+
+    /// The newest revision that this client has written.
+    pub fn newest_write(&self) -> u64 {
+        self.newest.load(Ordering::Relaxed)
+    }
+
+    /// Forgets what it has written: the store that it wrote to is gone.
+    pub(crate) fn forget_writes(&self) {
+        self.newest.store(0, Ordering::Relaxed);
+    }
+}
+
+fn parse(object: &Object) -> Result<Value> {
+    serde_json::from_slice(&object.json).context("the stored object is not JSON")
+}

@@ -1,0 +1,154 @@
+//! The real proxy of a node.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitStatus;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::address;
+use crate::binary;
+use crate::cluster::Node;
+use crate::isolate::SCRATCH;
+use crate::mode::Mode;
+use crate::netns::NetNs;
+use crate::poll::eventually;
+use crate::probe::http;
+use crate::process::{Log, Process, Program};
+use crate::runtime::block_on;
+
+const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+/// Everything up to this revision is in the kernel.
+const APPLIED_REVISION: &str = "tollgate_applied_revision";
+
+/// A node's proxy, which can be stopped, killed and started again.
+#[derive(Debug)]
+pub struct Proxy {
+    process: Option<Process>,
+    program: Program,
+    log: Log,
+}
+
+impl Proxy {
+    /// Prepares a proxy for a node, not started yet; `extra` is added to its flags.
+    pub fn new(node: &Node, mode: Mode, control_plane: &str, extra: &[&str]) -> Result<Self> {
+        let (ips, lock) = (node.addresses().to_string(), format!("{SCRATCH}/xtables-{}.lock", node.netns().raw_fd()));
+        let (pods, services) = (address::flag(address::cluster_cidr), address::flag(address::service_cidr));
+        let flags = [
+            ("--proxy-mode", mode.name()),
+            ("--control-plane", control_plane),
+            ("--node-name", node.name()),
+            ("--node-ip", &ips),
+            ("--cluster-cidr", &pods),
+            ("--service-cidr", &services),
+            ("--healthz-bind-address", &HEALTHZ.to_string()),
+            ("--metrics-bind-address", &METRICS.to_string()),
+        ];
+        let flags = flags.iter().flat_map(|(flag, value)| [*flag, *value]);
+        let program = Program {
+            name: format!("proxy of {}", node.name()),
+            path: binary::locate(binary::PROXY)?,
+            arguments: flags.chain(extra.iter().copied()).map(str::to_owned).collect(),
+            // Nodes are machines of their own: one must not wait for another's iptables.
+            environment: vec![("XTABLES_LOCKFILE".into(), lock)],
+            netns: node.netns().clone(),
+        };
+        Ok(Self { process: None, program, log: Log::default() })
+    }
+
+    /// Starts it, without waiting for anything.
+    pub fn start(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "{} is running", self.program.name);
+        self.process = Some(self.program.start(&self.log)?);
+        Ok(())
+    }
+
+    /// Waits until it says that it is healthy: it has everything, and the kernel too.
+    pub fn wait_healthy(&mut self) -> Result<()> {
+        let Self { process, program, .. } = self;
+        let process = process.as_mut().with_context(|| format!("{} is not running", program.name))?;
+        eventually(&format!("{} to be healthy", program.name), || {
+            process.ensure_running()?;
+            match healthz(&program.netns)? {
+                (200, _) => Ok(()),
+                (status, body) => bail!("healthz says {status}: {body}"),
+            }
+        })
+    }
+
+    /// Whether it is meant to be running.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// SIGTERM, as a service manager stops it.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::terminate)
+    }
+
+    /// `kill -9`.
+    pub fn kill9(&mut self) -> Result<()> {
+        self.process.take().map_or(Ok(()), Process::kill9)
+    }
+
+    /// Stops it and starts it again, and waits until it is healthy.
+    pub fn restart(&mut self) -> Result<()> {
+        self.stop()?;
+        self.start()?;
+        self.wait_healthy()
+    }
+
+    /// Runs `tollgate-proxy cleanup` on the node.
+    pub fn cleanup(&self) -> Result<(ExitStatus, String)> {
+        let program = Program {
+            name: format!("cleanup of {}", self.program.name),
+            arguments: vec!["cleanup".into()],
+            ..self.program.clone()
+        };
+        program.run()
+    }
+
+    /// What it wrote, over all its runs.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// `/healthz`: the status and the body.
+    pub fn healthz(&self) -> Result<(u16, String)> {
+        healthz(&self.program.netns)
+    }
+
+    /// `/livez`: the status and the body.
+    pub fn livez(&self) -> Result<(u16, String)> {
+        get(&self.program.netns, HEALTHZ, "/livez")
+    }
+
+    /// The value of a metric without labels.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let (status, body) = get(&self.program.netns, METRICS, "/metrics")?;
+        ensure!(status == 200, "/metrics says {status}");
+        let value = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.with_context(|| format!("{} has no metric {name}", self.program.name))?;
+        value.trim().parse().with_context(|| format!("metric {name} is `{value}`"))
+    }
+
+    /// Waits until everything up to a revision is in the kernel.
+    pub fn wait_applied(&self, revision: u64) -> Result<()> {
+        eventually(&format!("{} to have applied revision {revision}", self.program.name), || {
+            let applied = self.metric(APPLIED_REVISION)?;
+            #[expect(clippy::cast_precision_loss, reason = "a lab writes far fewer than 2^52 objects")]
+            let wanted = revision as f64;
+            ensure!(applied >= wanted, "it has applied {applied}");
+            Ok(())
+        })
+    }
+}
+
+fn healthz(netns: &NetNs) -> Result<(u16, String)> {
+    get(netns, HEALTHZ, "/healthz")
+}
+
+fn get(netns: &NetNs, to: SocketAddr, path: &str) -> Result<(u16, String)> {
+    let (status, body) = block_on(http::get(netns, to, path)).with_context(|| format!("can't get {to}{path}"))?;
+    Ok((status.as_u16(), body))
+}

@@ -1,0 +1,83 @@
+//! A cluster with Tollgate on it: the control plane, and a proxy on every node.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+use serde_json::Value;
+use tollgate_api::v1::Key;
+
+use crate::cluster::Cluster;
+use crate::control_plane::ControlPlane;
+use crate::mode::Mode;
+use crate::process::tail;
+use crate::proxy::Proxy;
+
+/// Lines of each program's log that a failed case shows.
+const SHOWN_LINES: usize = 60;
+
+/// A cluster with the real programs running in it.
+#[derive(Debug)]
+pub struct Tollgate {
+    // In this order they go: programs before the network under them.
+    proxies: Vec<Proxy>,
+    control_plane: ControlPlane,
+    cluster: Cluster,
+}
+
+impl Tollgate {
+    /// Starts the control plane and a proxy on every node, and waits until all are healthy.
+    pub fn start(cluster: Cluster, mode: Mode) -> Result<Self> {
+        Self::start_with(cluster, mode, &[])
+    }
+
+    /// As [`Tollgate::start`], with flags that every proxy gets besides.
+    pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[&str]) -> Result<Self> {
+        let control_plane = ControlPlane::start(cluster.control_host())?;
+        let proxies = cluster.nodes().iter().map(|node| Proxy::new(node, mode, &control_plane.url(), proxy_flags));
+        let mut this = Self { proxies: proxies.collect::<Result<_>>()?, control_plane, cluster };
+        this.proxies.iter_mut().try_for_each(Proxy::start)?;
+        this.proxies.iter_mut().try_for_each(Proxy::wait_healthy)?;
+        Ok(this)
+    }
+
+    /// The network.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The control plane.
+    pub fn control_plane(&mut self) -> &mut ControlPlane {
+        &mut self.control_plane
+    }
+
+    /// The proxy of the node of that number, from 1.
+    pub fn proxy(&mut self, number: u8) -> &mut Proxy {
+        &mut self.proxies[usize::from(number) - 1]
+    }
+
+    /// Creates or replaces an object; returns it as stored.
+    pub fn apply(&self, object: impl Into<Value>) -> Result<Value> {
+        self.control_plane.client().apply(object)
+    }
+
+    /// Removes an object.
+    pub fn delete(&self, key: Key) -> Result<()> {
+        self.control_plane.client().delete(key)
+    }
+
+    /// Waits until every running proxy has put everything that was written so far into its kernel.
+    pub fn settle(&self) -> Result<()> {
+        let revision = self.control_plane.client().newest_write();
+        self.proxies.iter().filter(|proxy| proxy.is_running()).try_for_each(|proxy| proxy.wait_applied(revision))
+    }
+
+    /// The end of every program's log.
+    pub fn logs(&self) -> String {
+        let control_plane = [("control plane", self.control_plane.log())];
+        let proxies = self.cluster.nodes().iter().zip(&self.proxies).map(|(node, proxy)| (node.name(), proxy.log()));
+        control_plane.into_iter().chain(proxies).fold(String::new(), |mut text, (name, log)| {
+            let _ = writeln!(text, "  log of {name}:\n{}", tail(log, SHOWN_LINES));
+            text
+        })
+    }
+}
