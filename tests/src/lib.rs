@@ -21,13 +21,14 @@
 //! | [`process`], [`binary`] | real programs in a namespace; where they are built |
 //! | [`control_plane`], [`proxy`], [`Tollgate`] | Tollgate's own programs, and a cluster with all of them |
 //! | [`client`], [`object`] | writing objects to the control plane; the objects |
-//! | [`mode`] | the backends under test |
+//! | [`mode`], [`harness`] | the backends under test; from a table of cases to a test binary |
 
 pub mod address;
 pub mod binary;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;
+pub mod harness;
 mod isolate;
 pub mod link;
 pub mod load;

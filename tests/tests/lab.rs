@@ -1,15 +1,275 @@
 //! The lab itself: is it what the other tests take it for?
 
-use tollgate_lab::*;
-fn main() -> anyhow::Result<()> {
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use tollgate_lab::harness::{judge, run};
+use tollgate_lab::process::{Log, Program};
+use tollgate_lab::{
+    Cluster, Counters, Family, HTTP_PORT, Load, NetNs, Outcome, Protocol, TCP_PORT, Topology, address, eventually,
+    isolate,
+};
+
+type Case = fn(&mut Cluster) -> Result<()>;
+
+const CASES: &[(&str, Case)] = &[
+    ("every_pod_reaches_every_pod_with_its_own_address", every_pod_reaches_every_pod_with_its_own_address),
+    ("nodes_and_outside_hosts_reach_pods", nodes_and_outside_hosts_reach_pods),
+    ("probes_tell_refused_unreachable_and_timeout_apart", probes_tell_refused_unreachable_and_timeout_apart),
+    ("what_a_node_lets_go_astray_is_counted", what_a_node_lets_go_astray_is_counted),
+    ("servers_stop_and_start", servers_stop_and_start),
+    ("a_held_connection_notices_its_end", a_held_connection_notices_its_end),
+    ("a_flow_keeps_its_source_port", a_flow_keeps_its_source_port),
+    ("a_thousand_connections_a_second_all_succeed", a_thousand_connections_a_second_all_succeed),
+    ("a_load_reports_what_failed", a_load_reports_what_failed),
+    ("processes_run_inside_and_die_with_the_namespace", processes_run_inside_and_die_with_the_namespace),
+    ("labs_stand_side_by_side", labs_stand_side_by_side),
+    ("a_panic_leaves_nothing", a_panic_leaves_nothing),
+];
+
+fn main() -> ExitCode {
+    // Before everything: this test starts itself again to be killed.
+    if std::env::var_os(VICTIM).is_some() {
+        return victim();
+    }
     isolate();
-    let cluster = Cluster::new(Topology::default())?;
-    for _ in 0..3 {
-        println!("{}", cluster.host(1).probe().impatient().tcp("10.96.0.1:80".parse()?));
-        println!("{}", cluster.pod("pod-1a").probe().impatient().tcp("10.96.0.1:80".parse()?));
-        println!("{}", cluster.pod("pod-1a").probe().impatient().udp("10.96.0.1:80".parse()?));
-        println!("{}", cluster.pod("pod-1a").probe().impatient().udp("[fd00:96::1]:80".parse()?));
-        println!("{}", cluster.pod("pod-1a").probe().impatient().tcp("[fd00:96::1]:80".parse()?));
+    let trial =
+        |&(name, case): &(&str, Case)| Trial::test(name, move || judge(&mut Cluster::new(Topology::default())?, case));
+    let mut trials: Vec<_> = CASES.iter().map(trial).collect();
+    trials.push(Trial::test("a_killed_caller_takes_everything_with_it", || {
+        Ok(a_killed_caller_takes_everything_with_it().map_err(|error| format!("{error:#}"))?)
+    }));
+    run(trials)
+}
+
+fn every_pod_reaches_every_pod_with_its_own_address(cluster: &mut Cluster) -> Result<()> {
+    for (family, protocol) in
+        Family::ALL.iter().flat_map(|f| [Protocol::Tcp, Protocol::Udp, Protocol::Http].map(|p| (*f, p)))
+    {
+        for (from, to) in cluster.pods().flat_map(|from| cluster.pods().map(move |to| (from, to))) {
+            let server = to.socket(family, protocol.pod_port());
+            let reply = from.probe().dial(protocol, server);
+            let answer = reply.answer().with_context(|| format!("{} to {server} over {protocol:?}", from.name()))?;
+            ensure!(answer.by == to.name() && answer.peer == server, "{server} is {answer:?}");
+            ensure!(answer.source.ip() == from.ip(family), "{} has another source: {answer:?}", from.name());
+        }
     }
     Ok(())
+}
+
+fn nodes_and_outside_hosts_reach_pods(cluster: &mut Cluster) -> Result<()> {
+    for family in Family::ALL {
+        for pod in cluster.pods() {
+            let server = pod.socket(family, TCP_PORT);
+            let from_host = cluster.host(1).probe().tcp(server);
+            ensure!(from_host.answer()?.source.ip() == cluster.host(1).ip(family), "{from_host}");
+            let from_node = cluster.node(1).probe().tcp(server);
+            let own = if pod.node() == 1 { cluster.node(1).bridge_ip(family) } else { cluster.node(1).ip(family) };
+            ensure!(from_node.answer()?.source.ip() == own, "{from_node}");
+        }
+    }
+    Ok(())
+}
+
+fn probes_tell_refused_unreachable_and_timeout_apart(cluster: &mut Cluster) -> Result<()> {
+    let (pod, server) = (cluster.pod("pod-1a"), cluster.pod("pod-2a"));
+    for family in Family::ALL {
+        let nobody = address::service_cidr(family).hosts().nth(8).context("a large network")?;
+        for protocol in Protocol::TRANSPORTS {
+            let dial = |to| pod.probe().impatient().dial(protocol, to);
+            ensure!(dial(server.socket(family, 1)).outcome == Outcome::Refused, "a closed port refuses");
+            ensure!(dial((nobody, 80).into()).outcome == Outcome::Unreachable, "the gateway has no route");
+            dial(server.socket(family, protocol.pod_port())).answer()?;
+        }
+    }
+    // The pod's packets get nowhere: silence, where there was an answer before and is one again after.
+    let links = cluster.node(2).netns().links()?;
+    links.down("pod-2a")?;
+    // One whose address is known to the node, or the node itself would say "unreachable" in time.
+    for protocol in Protocol::TRANSPORTS {
+        let reply = pod.probe().impatient().dial(protocol, server.socket(Family::V4, protocol.pod_port()));
+        ensure!(reply.outcome == Outcome::Timeout, "nobody is there: {reply}");
+    }
+    links.up("pod-2a")?;
+    eventually("the pod to be back", || pod.probe().udp(server.socket(Family::V4, 9091)).by().map(drop))
+}
+
+fn what_a_node_lets_go_astray_is_counted(cluster: &mut Cluster) -> Result<()> {
+    for family in Family::ALL {
+        let before = cluster.strays()?;
+        let nobody = address::service_cidr(family).hosts().nth(8).context("a large network")?;
+        cluster.pod("pod-1a").probe().impatient().udp((nobody, 80).into());
+        let after = cluster.strays()?;
+        ensure!(after == before + 1, "{family}: {before} strays, then {after}");
+    }
+    Ok(())
+}
+
+fn servers_stop_and_start(cluster: &mut Cluster) -> Result<()> {
+    let (client, pod) = (cluster.pod("pod-1a").probe(), cluster.pod("pod-2a"));
+    for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Http] {
+        let server = pod.socket(Family::V6, protocol.pod_port());
+        pod.stop_servers();
+        let stopped = client.dial(protocol, server);
+        ensure!(stopped.outcome == Outcome::Refused, "the server is stopped: {stopped}");
+        pod.start_servers()?;
+        client.dial(protocol, server).answer()?;
+    }
+    Ok(())
+}
+
+fn a_held_connection_notices_its_end(cluster: &mut Cluster) -> Result<()> {
+    let pod = cluster.pod("pod-2a");
+    let mut connection = cluster.pod("pod-1a").probe().open(pod.socket(Family::V4, TCP_PORT))?;
+    connection.ping()?;
+    pod.stop_servers();
+    ensure!(connection.ping().is_err(), "the server is gone");
+    Ok(())
+}
+
+fn a_flow_keeps_its_source_port(cluster: &mut Cluster) -> Result<()> {
+    let server = cluster.pod("pod-2a").socket(Family::V4, 9091);
+    let flow = cluster.pod("pod-1a").probe().source_port(4242).flow(server)?;
+    for _ in 0..3 {
+        let reply = flow.ask();
+        ensure!(reply.answer()?.source.port() == 4242, "{reply}");
+    }
+    // The same for TCP, again and again: what was closed leaves nothing behind.
+    for _ in 0..3 {
+        let probe = cluster.pod("pod-1a").probe().source_port(4343);
+        let reply = probe.tcp(cluster.pod("pod-2a").socket(Family::V4, TCP_PORT));
+        ensure!(reply.answer()?.source.port() == 4343, "{reply}");
+    }
+    Ok(())
+}
+
+fn a_thousand_connections_a_second_all_succeed(cluster: &mut Cluster) -> Result<()> {
+    for family in Family::ALL {
+        let clients = [cluster.pod("pod-1a").netns(), cluster.pod("pod-1b").netns()];
+        let load = Load::start(cluster.pod("pod-2a").socket(family, TCP_PORT), clients, 1000);
+        load.run_for(3000)?;
+        let counters = load.stop();
+        counters.ensure_none_failed()?;
+        ensure!(counters.answered == counters.started && counters.by["pod-2a"] == counters.started, "{counters}");
+    }
+    Ok(())
+}
+
+fn a_load_reports_what_failed(cluster: &mut Cluster) -> Result<()> {
+    let pod = cluster.pod("pod-2a");
+    let load = Load::start(pod.socket(Family::V4, HTTP_PORT + 1), [cluster.pod("pod-1a").netns()], 200);
+    load.run_for(20)?;
+    let counters: Counters = load.stop();
+    ensure!(counters.answered == 0 && u64::try_from(counters.failures.len())? == counters.started, "{counters}");
+    ensure!(counters.failures.iter().all(|failure| failure.outcome == Outcome::Refused), "{:?}", counters.failures);
+    ensure!(counters.ensure_none_failed().is_err(), "a failure is a failure");
+    Ok(())
+}
+
+fn processes_run_inside_and_die_with_the_namespace(_: &mut Cluster) -> Result<()> {
+    let netns = NetNs::new("short-lived")?;
+    let log = Log::default();
+    // Inside there is a loopback device and nothing else.
+    let shell = Program {
+        name: "a shell".into(),
+        path: "/bin/sh".into(),
+        arguments: ["-c", "wc -l < /proc/net/dev; exec sleep 1000"].map(str::to_owned).to_vec(),
+        environment: Vec::new(),
+        netns,
+    };
+    let process = shell.start(&log)?;
+    eventually("the shell to count two lines of heading and lo", || {
+        ensure!(log.lines().iter().any(|line| line == "3"), "{:?}", log.lines());
+        Ok(())
+    })?;
+    let stat = format!("/proc/{}/stat", process.pid());
+    // Forgotten, it is not killed by its guard; the namespace's thread is the only one left to do it.
+    std::mem::forget(process);
+    drop(shell);
+    eventually("the process to die", || {
+        let stat = std::fs::read_to_string(&stat).context("it is gone altogether");
+        ensure!(stat.as_ref().is_ok_and(|stat| stat.contains(") Z ")), "{stat:?}");
+        Ok(())
+    })
+}
+
+fn labs_stand_side_by_side(cluster: &mut Cluster) -> Result<()> {
+    let other = Cluster::new(Topology::default())?;
+    let server = cluster.pod("pod-2a").socket(Family::V4, TCP_PORT);
+    other.pod("pod-2a").stop_servers();
+    cluster.pod("pod-1a").probe().tcp(server).answer()?;
+    let reply = other.pod("pod-1a").probe().tcp(server);
+    ensure!(reply.outcome == Outcome::Refused, "the other lab has the same addresses: {reply}");
+    Ok(())
+}
+
+fn a_panic_leaves_nothing(_: &mut Cluster) -> Result<()> {
+    let result = std::thread::Builder::new().name("panicking".into()).spawn(|| -> String {
+        let netns = NetNs::new("panicking").expect("a namespace");
+        let identity = netns.run(|| std::fs::read_link("/proc/thread-self/ns/net")).expect("its identity");
+        std::panic::panic_any(identity.display().to_string())
+    })?;
+    let identity = *result.join().expect_err("it panics").downcast::<String>().ok().context("its identity")?;
+    // No thread is in that namespace any more; the descriptor that held it is closed with the guard.
+    eventually("the namespace to go", || {
+        let tasks = std::fs::read_dir("/proc/self/task")?.filter_map(Result::ok);
+        let inside = tasks.filter(|task| {
+            std::fs::read_link(task.path().join("ns/net")).is_ok_and(|link| link.display().to_string() == identity)
+        });
+        ensure!(inside.count() == 0, "a thread is still in {identity}");
+        Ok(())
+    })
+}
+
+const VICTIM: &str = "TOLLGATE_LAB_VICTIM";
+
+/// What the next case starts and kills: a lab with a process in it, in namespaces inside ours.
+fn victim() -> ExitCode {
+    isolate();
+    let _cluster = Cluster::new(Topology::default()).expect("a lab");
+    let mut child = Command::new("/bin/sleep").arg("1000").spawn().expect("sleep is everywhere");
+    println!("ready");
+    let _ = child.wait();
+    ExitCode::SUCCESS
+}
+
+fn a_killed_caller_takes_everything_with_it() -> Result<()> {
+    use nix::sys::signal::Signal;
+    for signal in [Signal::SIGKILL, Signal::SIGINT, Signal::SIGTERM] {
+        // Processes other than this one that a lab has: caller, init, worker and what they started.
+        let before = processes()?;
+        let mut caller = Command::new(std::env::current_exe()?)
+            .env(VICTIM, "1")
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .context("can't start this test again")?;
+        let mut line = String::new();
+        let output = caller.stdout.as_mut().context("stdout is piped")?;
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
+        ensure!(line == "ready\n", "the victim said `{line}`");
+        let inside = processes()?.len().saturating_sub(before.len());
+        ensure!(inside >= 4, "caller, init, worker and sleep, but there are {inside}");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(caller.id())?), signal)?;
+        caller.wait()?;
+        eventually("everything inside to die", || {
+            let left: Vec<_> = processes()?.into_iter().filter(|pid| !before.contains(pid)).collect();
+            ensure!(left.is_empty(), "left after {signal}: {left:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Every process that this pid namespace sees and that is no zombie, but for those that other trials start and end.
+fn processes() -> Result<Vec<u32>> {
+    let entries = std::fs::read_dir("/proc")?.filter_map(Result::ok);
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    Ok(pids.filter(|pid| is_descendant_of_a_victim(*pid)).collect())
+}
+
+fn is_descendant_of_a_victim(pid: u32) -> bool {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry.starts_with(VICTIM.as_bytes())) && !stat.contains(") Z ")
 }
