@@ -1,6 +1,6 @@
 //! `tollgate-controlplane`: the server, and the verbs that talk to it.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -10,7 +10,10 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
+use tollgate_api::v1::{Kind, ResumeToken};
+use tollgate_controlplane::client::{self, Format, Output, Selection, WatchOptions};
 use tollgate_controlplane::registry::ServiceCidrs;
 use tollgate_controlplane::server::{self, Config};
 use tracing_subscriber::EnvFilter;
@@ -27,6 +30,87 @@ struct Cli {
 enum Verb {
     /// Run the control plane until SIGTERM or SIGINT.
     Serve(ServeArgs),
+    /// Make or replace the objects in manifests.
+    Apply(ApplyArgs),
+    /// Show objects.
+    Get(GetArgs),
+    /// Remove objects; with a Namespace also what is in it.
+    Delete(DeleteArgs),
+    /// Show objects and then each change, a line for every event.
+    Watch(WatchArgs),
+}
+
+#[derive(Args)]
+struct Server {
+    /// The control plane to talk to.
+    #[arg(long, value_name = "URL", env = "TOLLGATE_SERVER", default_value = "http://127.0.0.1:7440")]
+    server: String,
+}
+
+#[derive(Args)]
+struct ApplyArgs {
+    /// YAML or JSON, a directory of *.yaml, *.yml and *.json files, or - for standard input; may be given several times.
+    #[arg(short, long = "filename", value_name = "FILE|DIR|-", required = true)]
+    filename: Vec<PathBuf>,
+    /// For objects that name no namespace [default: default].
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+struct GetArgs {
+    /// services (svc), endpointslices (eps), nodes (no), namespaces (ns), pods (po); or KIND/NAME.
+    kind: String,
+    /// Only these.
+    names: Vec<String>,
+    /// Where to look [default: default].
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+    /// Look in all namespaces.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// How to show them.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+struct DeleteArgs {
+    /// services (svc), endpointslices (eps), nodes (no), namespaces (ns), pods (po); or KIND/NAME.
+    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
+    kind: Option<String>,
+    /// Which ones.
+    names: Vec<String>,
+    /// Manifests whose objects to remove, as for apply.
+    #[arg(short, long = "filename", value_name = "FILE|DIR|-")]
+    filename: Vec<PathBuf>,
+    /// Where they are [default: default].
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+struct WatchArgs {
+    /// services (svc), endpointslices (eps), nodes (no), namespaces (ns), pods (po).
+    #[arg(value_name = "KIND[,KIND...]", value_delimiter = ',', required = true)]
+    kinds: Vec<Kind>,
+    /// Where to look [default: default].
+    #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "all_namespaces")]
+    namespace: Option<String>,
+    /// Look in all namespaces.
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// Only what came after this token, which an earlier watch has shown.
+    #[arg(long, value_name = "TOKEN")]
+    resume: Option<ResumeToken>,
+    #[command(flatten)]
+    server: Server,
 }
 
 #[derive(Args)]
@@ -52,20 +136,58 @@ struct ServeArgs {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(code) => code,
+    let result = run(Cli::parse());
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if error.downcast_ref().is_some_and(client::Error::is_closed_pipe) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Nobody may be there to read it.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    match cli.verb {
-        Verb::Serve(args) => runtime.block_on(serve(args)).map(|()| ExitCode::SUCCESS),
+/// Whether everything that was asked for was done.
+fn run(cli: Cli) -> anyhow::Result<bool> {
+    if let Verb::Serve(args) = cli.verb {
+        let runtime = Runtime::new().context("cannot start the async runtime")?;
+        return runtime.block_on(serve(args)).map(|()| true);
+    }
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
+    let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut output = Output { results: &mut stdout, complaints: &mut std::io::stderr() };
+    let is_done = runtime.block_on(ask(cli.verb, &mut output));
+    // Also after an error: what was done is told.
+    let flushed = stdout.flush().map_err(client::Error::Output);
+    let is_done = is_done?;
+    flushed?;
+    Ok(is_done)
+}
+
+async fn ask(verb: Verb, output: &mut Output<'_>) -> Result<bool, client::Error> {
+    match verb {
+        Verb::Serve(_) => Ok(true),
+        Verb::Apply(ApplyArgs { filename, namespace, server }) => {
+            let client = client::connect(&server.server).await?;
+            client::apply(&client, &filename, namespace.as_deref(), output).await
+        }
+        Verb::Get(GetArgs { kind, names, namespace, all_namespaces, output: format, server }) => {
+            let mut client = client::connect(&server.server).await?;
+            client::get(&mut client, &Selection { kind, names, namespace, all_namespaces }, format, output).await
+        }
+        Verb::Delete(DeleteArgs { kind, names, filename, namespace, server }) => {
+            let mut client = client::connect(&server.server).await?;
+            match kind {
+                Some(kind) => client::delete_named(&mut client, &kind, &names, namespace.as_deref(), output).await,
+                None => client::delete_files(&mut client, &filename, namespace.as_deref(), output).await,
+            }
+        }
+        Verb::Watch(WatchArgs { kinds, namespace, all_namespaces, resume, server }) => {
+            let mut client = client::connect(&server.server).await?;
+            client::watch(&mut client, WatchOptions { kinds, namespace, all_namespaces, resume }, output).await
+        }
     }
 }
 

@@ -138,7 +138,12 @@ fn key_of(kind: Kind, object: &mut Map<String, Value>) -> Result<Key, Invalid> {
         match metadata.get(field) {
             Some(Value::String(given)) => word.clone_from(given),
             Some(other) => {
-                return Err(Invalid::one(unnamed, format!("metadata.{field}"), Some(other.clone()), "must be a string"));
+                return Err(Invalid::one(
+                    unnamed,
+                    format!("metadata.{field}"),
+                    Some(other.clone()),
+                    "must be a string",
+                ));
             }
             None => {}
         }

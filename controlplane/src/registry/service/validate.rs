@@ -62,6 +62,8 @@ fn validate_ports(spec: &ServiceSpec, service_type: &str, findings: &mut Finding
             );
         }
         match &port.target_port {
+            // Most often it is the default, and wrong because the port is: once is enough.
+            Some(IntOrString::Int(number)) if *number == port.port => {}
             Some(IntOrString::Int(number)) => check_port_number(findings, format!("{field}.targetPort"), *number),
             Some(IntOrString::String(name)) => {
                 findings.check(format!("{field}.targetPort"), name, name::check_port_name(name));
