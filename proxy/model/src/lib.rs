@@ -14,6 +14,8 @@
 //! - [`snapshot`]: what this node should do, resolved; immutable and structurally shared.
 //! - [`diff`]: what was added, changed and removed between two maps.
 
+#![forbid(unsafe_code)]
+
 pub mod diff;
 pub mod endpoint;
 pub mod frontend;
@@ -24,3 +26,6 @@ pub mod select;
 pub mod service;
 pub mod snapshot;
 pub mod store;
+
+#[cfg(test)]
+mod tests;

@@ -154,6 +154,12 @@ impl Store {
         self.nodes.get(&self.node_key())
     }
 
+    /// Whether this node is on its way out, so that load balancers should look elsewhere.
+    #[must_use]
+    pub fn node_is_being_deleted(&self) -> bool {
+        self.node().is_some_and(Node::is_being_deleted)
+    }
+
     fn node_key(&self) -> NamespacedName {
         NamespacedName::new("", Arc::clone(&self.config.node_name))
     }
