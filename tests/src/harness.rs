@@ -50,6 +50,16 @@ impl Explain for Tollgate {
     }
 }
 
+impl<L: Explain> Explain for Arc<L> {
+    fn logs(&self) -> String {
+        (**self).logs()
+    }
+
+    fn enter_commands(&self) -> String {
+        (**self).enter_commands()
+    }
+}
+
 /// Runs one case in a lab that is still there when it fails, also when it panics.
 pub fn judge<L: Explain>(lab: &mut L, case: impl FnOnce(&mut L) -> Result<()>) -> Result<(), Failed> {
     let result = catch_unwind(AssertUnwindSafe(|| case(lab))).unwrap_or_else(|panic| Err(anyhow!(words(&*panic))));

@@ -148,7 +148,8 @@ impl Process {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).context("a pid is an i32")?);
         kill(pid, signal).with_context(|| format!("can't send {signal} to {}", self.program.name))
     }

@@ -5,6 +5,8 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use nix::sys::signal::Signal;
+
 use crate::address;
 use crate::binary;
 use crate::cluster::Node;
@@ -41,6 +43,7 @@ impl Proxy {
             ("--node-ip", &ips),
             ("--cluster-cidr", &pods),
             ("--service-cidr", &services),
+            ("--zone", &zone(node.number())),
             ("--healthz-bind-address", &HEALTHZ.to_string()),
             ("--metrics-bind-address", &METRICS.to_string()),
         ];
@@ -63,7 +66,7 @@ impl Proxy {
         Ok(())
     }
 
-    /// Waits until it says that it is healthy: it has everything, and the kernel too.
+    /// Waits until it says that it is healthy, which it may be before it has heard of anything.
     pub fn wait_healthy(&mut self) -> Result<()> {
         let Self { process, program, .. } = self;
         let process = process.as_mut().with_context(|| format!("{} is not running", program.name))?;
@@ -91,11 +94,14 @@ impl Proxy {
         self.process.take().map_or(Ok(()), Process::kill9)
     }
 
-    /// Stops it and starts it again, and waits until it is healthy.
-    pub fn restart(&mut self) -> Result<()> {
-        self.stop()?;
-        self.start()?;
-        self.wait_healthy()
+    /// Stops it in its tracks (SIGSTOP), so that it neither sees nor does anything.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGSTOP))
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.as_ref().map_or(Ok(()), |process| process.signal(Signal::SIGCONT))
     }
 
     /// Runs `tollgate-proxy cleanup` on the node.
@@ -142,6 +148,11 @@ impl Proxy {
             Ok(())
         })
     }
+}
+
+/// Every node has a zone to itself.
+pub fn zone(node: u8) -> String {
+    format!("zone-{node}")
 }
 
 fn healthz(netns: &NetNs) -> Result<(u16, String)> {

@@ -25,18 +25,19 @@ pub struct Tollgate {
 }
 
 impl Tollgate {
-    /// Starts the control plane and a proxy on every node, and waits until all are healthy.
+    /// Starts the control plane and a proxy on every node, and waits until every kernel has what the store has.
     pub fn start(cluster: Cluster, mode: Mode) -> Result<Self> {
         Self::start_with(cluster, mode, &[])
     }
 
     /// As [`Tollgate::start`], with flags that every proxy gets besides.
     pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[&str]) -> Result<Self> {
+        let nodes = u8::try_from(cluster.nodes().len()).expect("node numbers are small");
         let control_plane = ControlPlane::start(cluster.control_host())?;
         let proxies = cluster.nodes().iter().map(|node| Proxy::new(node, mode, &control_plane.url(), proxy_flags));
         let mut this = Self { proxies: proxies.collect::<Result<_>>()?, control_plane, cluster };
         this.proxies.iter_mut().try_for_each(Proxy::start)?;
-        this.proxies.iter_mut().try_for_each(Proxy::wait_healthy)?;
+        (1..=nodes).try_for_each(|number| this.wait_ready(number))?;
         Ok(this)
     }
 
@@ -55,9 +56,33 @@ impl Tollgate {
         &mut self.proxies[usize::from(number) - 1]
     }
 
+    /// Starts the proxy of a node, and waits until its kernel has what the store has.
+    pub fn start_proxy(&mut self, number: u8) -> Result<()> {
+        self.proxy(number).start()?;
+        self.wait_ready(number)
+    }
+
+    /// Stops the proxy of a node as a service manager does, and starts it again.
+    pub fn restart_proxy(&mut self, number: u8) -> Result<()> {
+        self.proxy(number).stop()?;
+        self.start_proxy(number)
+    }
+
+    fn wait_ready(&mut self, number: u8) -> Result<()> {
+        let revision = self.control_plane.client().revision()?;
+        let proxy = self.proxy(number);
+        proxy.wait_healthy()?;
+        proxy.wait_applied(revision)
+    }
+
     /// Creates or replaces an object; returns it as stored.
     pub fn apply(&self, object: impl Into<Value>) -> Result<Value> {
         self.control_plane.client().apply(object)
+    }
+
+    /// Reads an object.
+    pub fn object(&self, key: Key) -> Result<Value> {
+        self.control_plane.client().get(key)
     }
 
     /// Removes an object.

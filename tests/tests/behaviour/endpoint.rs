@@ -1,0 +1,166 @@
+//! Which endpoints serve.
+
+use anyhow::{Result, ensure};
+use tollgate_lab::object::Endpoint;
+use tollgate_lab::proxy::zone;
+use tollgate_lab::{Outcome, Protocol, address};
+
+use crate::Case;
+use crate::scene::{Client, Scene, Stage};
+use crate::table::{Expect, Table};
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("ready-only", Case::Table(ready_only)),
+    ("terminating-fallback", Case::Table(terminating_fallback)),
+    ("internal-policy-local", Case::Table(internal_policy_local)),
+    ("no-local-drop", Case::Table(no_local_drop)),
+    ("topology-zone", Case::Table(topology_zone)),
+    ("topology-node", Case::Table(topology_node)),
+    ("no-endpoints-reject", Case::Table(no_endpoints_reject)),
+    ("unknown-port-on-vip", Case::Table(unknown_port_on_vip)),
+    ("unallocated-vip-drop", Case::Own(unallocated_vip_drop)),
+];
+
+const CLIENTS: [Client; 3] = [Client::Pod("pod-1a"), Client::Node(1), Client::Outside];
+
+fn ready_only(scene: &Scene<'_>) -> Table {
+    let slice = scene
+        .ready("web", &["pod-1b", "pod-2a"])
+        .endpoint(Endpoint::not_ready(scene.pod("pod-1a")))
+        .endpoint(Endpoint::terminating(scene.pod("pod-2b")));
+    let expect = Expect::Only(&["pod-1b", "pod-2a"]);
+    let table = Table::new().given(scene.web()).given(slice);
+    CLIENTS.into_iter().fold(table, |table, client| table.rows(client, ("web", 80), expect.clone()))
+}
+
+fn terminating_fallback(scene: &Scene<'_>) -> Table {
+    let slice = scene
+        .slice("web")
+        .endpoint(Endpoint::not_ready(scene.pod("pod-1a")))
+        .endpoint(Endpoint::terminating(scene.pod("pod-1b")))
+        .endpoint(Endpoint::terminating(scene.pod("pod-2a")))
+        .endpoint(Endpoint::with(scene.pod("pod-2b"), false, false, true));
+    Table::new()
+        .given(scene.web())
+        .given(slice)
+        .rows(Client::Pod("pod-1a"), ("web", 80), Expect::Only(&["pod-1b", "pod-2a"]))
+        .rows(Client::Pod("pod-2b"), ("web", 80), Expect::Only(&["pod-1b", "pod-2a"]))
+        // The local set falls back by itself: on node 1 nothing is ready, on node 2 something is.
+        .given(scene.service("local").port(Protocol::Tcp, 80).port(Protocol::Udp, 81).internal_local())
+        .given(scene.ready("local", &["pod-2a"]).endpoint(Endpoint::terminating(scene.pod("pod-1b"))))
+        .rows(Client::Pod("pod-1a"), ("local", 80), Expect::Only(&["pod-1b"]))
+        .rows(Client::Pod("pod-2b"), ("local", 80), Expect::Only(&["pod-2a"]))
+}
+
+fn internal_policy_local(scene: &Scene<'_>) -> Table {
+    Table::new()
+        .given(scene.web().internal_local())
+        .given(scene.ready("web", &["pod-1a", "pod-1b", "pod-2b"]))
+        .rows(Client::Pod("pod-1a"), ("web", 80), Expect::Only(&["pod-1a", "pod-1b"]))
+        .rows(Client::Node(1), ("web", 80), Expect::Only(&["pod-1a", "pod-1b"]))
+        .rows(Client::Pod("pod-2a"), ("web", 80), Expect::Only(&["pod-2b"]))
+}
+
+fn no_local_drop(scene: &Scene<'_>) -> Table {
+    Table::new()
+        .given(scene.web().internal_local())
+        .given(scene.ready("web", &["pod-1a", "pod-1b"]))
+        .rows(Client::Pod("pod-2a"), ("web", 80), Expect::Silence)
+        .rows(Client::Pod("pod-1b"), ("web", 80), Expect::Only(&["pod-1a", "pod-1b"]))
+}
+
+fn topology_zone(scene: &Scene<'_>) -> Table {
+    let hinted = |name: &str, number| Endpoint::ready(scene.pod(name)).hinted_to_zone(&zone(number));
+    let both = scene.service("partly").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    let elsewhere = scene.service("elsewhere").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    Table::new()
+        .given(scene.web())
+        .given(scene.slice("web").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2), hinted("pod-2a", 1)]))
+        .rows(Client::Pod("pod-1b"), ("web", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+        .rows(Client::Pod("pod-2b"), ("web", 80), Expect::Only(&["pod-1b"]))
+        // One endpoint without a hint, and nobody's hint counts.
+        .given(both)
+        .given(
+            scene.slice("partly").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2)]).endpoint(scene.pod("pod-2a")),
+        )
+        .rows(Client::Pod("pod-1b"), ("partly", 80), Expect::Only(&["pod-1a", "pod-1b", "pod-2a"]))
+        // No hint for this node's zone, and hints do not count here.
+        .given(elsewhere)
+        .given(scene.slice("elsewhere").endpoints([hinted("pod-1a", 2), hinted("pod-2a", 2)]))
+        .rows(Client::Pod("pod-1b"), ("elsewhere", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+}
+
+fn topology_node(scene: &Scene<'_>) -> Table {
+    // Hinted to nodes one way and to zones the other: node hints come first.
+    let hinted = |name: &str, node: u8| {
+        Endpoint::ready(scene.pod(name)).hinted_to_zone(&zone(3 - node)).hinted_to_node(&format!("node-{node}"))
+    };
+    let partly = scene.service("partly").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    let zone_only = Endpoint::ready(scene.pod("pod-2a")).hinted_to_zone(&zone(2));
+    Table::new()
+        .given(scene.web())
+        .given(scene.slice("web").endpoints([hinted("pod-1a", 1), hinted("pod-2a", 2), hinted("pod-2b", 2)]))
+        .rows(Client::Pod("pod-1b"), ("web", 80), Expect::Only(&["pod-1a"]))
+        .rows(Client::Pod("pod-2b"), ("web", 80), Expect::Only(&["pod-2a", "pod-2b"]))
+        // Not every endpoint has a node hint: the zones decide.
+        .given(partly)
+        .given(scene.slice("partly").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2), zone_only]))
+        .rows(Client::Pod("pod-1a"), ("partly", 80), Expect::Only(&["pod-1b"]))
+        .rows(Client::Pod("pod-2b"), ("partly", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+}
+
+fn no_endpoints_reject(scene: &Scene<'_>) -> Table {
+    let table = Table::new()
+        .given(scene.web())
+        .given(scene.service("unready").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.slice("unready").endpoint(Endpoint::not_ready(scene.pod("pod-1b"))))
+        .given(scene.service("control").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.ready("control", &["pod-2a"]));
+    CLIENTS.into_iter().fold(table, |table, client| {
+        table.rows(client, ("web", 80), Expect::Refused).rows(client, ("unready", 80), Expect::Refused).rows(
+            client,
+            ("control", 80),
+            Expect::Only(&["pod-2a"]),
+        )
+    })
+}
+
+fn unknown_port_on_vip(scene: &Scene<'_>) -> Table {
+    let table = Table::new().given(scene.web()).given(scene.ready("web", &["pod-2a"]));
+    CLIENTS.into_iter().fold(table, |table, client| {
+        table
+            .rows(client, ("web", 9000), Expect::Refused)
+            // The port of the other protocol.
+            .row(client, Protocol::Udp, ("web", 80), Expect::Refused)
+            .row(client, Protocol::Tcp, ("web", 81), Expect::Refused)
+            .rows(client, ("web", 80), Expect::Only(&["pod-2a"]))
+    })
+}
+
+fn unallocated_vip_drop(stage: &mut Stage) -> Result<()> {
+    let scene = stage.scene()?;
+    let ip = address::service_cidr(scene.family).hosts().nth(77).expect("a large network");
+    let strays = scene.cluster().strays()?;
+    for (client, protocol) in CLIENTS.into_iter().flat_map(|client| Protocol::TRANSPORTS.map(|p| (client, p))) {
+        let reply = scene.probe(client).impatient().dial(protocol, (ip, 80).into());
+        // What a node's own process sends is dropped before it leaves, which the process may be told.
+        let dropped = match &reply.outcome {
+            Outcome::Timeout => true,
+            Outcome::Failed(error) => matches!(client, Client::Node(_)) && error.contains("not permitted"),
+            _ => false,
+        };
+        ensure!(dropped, "{client:?} over {protocol:?}: {reply}");
+    }
+    ensure!(scene.cluster().strays()? == strays, "packets for {ip} left the node");
+    // The control: who is not in the Services' network goes his way, and the address works once a Service holds it.
+    let outside = address::service_cidr(scene.family).broadcast();
+    let next = match outside {
+        std::net::IpAddr::V4(ip) => std::net::Ipv4Addr::from(u32::from(ip) + 1).into(),
+        std::net::IpAddr::V6(ip) => std::net::Ipv6Addr::from(u128::from(ip) + 1).into(),
+    };
+    scene.probe(Client::Pod("pod-1a")).impatient().dial(Protocol::Udp, std::net::SocketAddr::new(next, 80));
+    ensure!(scene.cluster().strays()? == strays + 1, "a packet for {next} goes its way");
+    scene.apply([scene.web().cluster_ip(&ip.to_string()).into(), scene.ready("web", &["pod-2a"]).into()])?;
+    scene.probe(Client::Pod("pod-1a")).tcp((ip, 80).into()).answer()?;
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! What the kernel holds: ours kept as it should be, everybody else's left alone, nothing left behind.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use ipnet::IpNet;
+use tollgate_lab::process::Program;
+use tollgate_lab::{Cluster, Family, Mode, NetNs, Protocol, Tollgate, Topology, eventually};
+
+use crate::Case;
+use crate::scene::{Client, Scene, Stage};
+
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("foreign-rules-untouched", Case::Own(foreign_rules_untouched)),
+    ("cleanup-complete", Case::Own(cleanup_complete)),
+    ("drift-repaired", Case::Own(drift_repaired)),
+    ("kill-then-start-converges", Case::Own(kill_then_start_converges)),
+];
+
+/// Somebody else's rules, with names, hooks, marks and priorities as near to ours as can be.
+const FOREIGN: &str = "
+    table ip nat {
+      chain POSTROUTING { type nat hook postrouting priority 100; oifname \"nowhere\" counter masquerade; }
+      chain OUTPUT { type nat hook output priority -100; ip daddr 198.51.100.1 counter dnat to 198.51.100.2; }
+    }
+    table inet tollgate-not-ours {
+      set allowed { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 } }
+      map ports { type inet_service : verdict; elements = { 4242 : accept } }
+      chain input { type filter hook input priority 0; ip saddr @allowed accept; tcp dport vmap @ports; }
+      chain forward { type filter hook forward priority 0; meta mark 0x4000 accept; }
+    }
+    table ip6 foreign { chain pre { type nat hook prerouting priority -100; ip6 daddr 2001:db8:1::1 dnat to 2001:db8:1::2; } }
+    table bridge foreign { chain fwd { type filter hook forward priority 0; } }
+";
+
+/// Every table of a node by family and name, without counters. Needs `nft`, which reads what any mode but eBPF writes.
+fn ruleset(netns: &NetNs) -> Result<String> {
+    nft(netns, &["--stateless", "list", "ruleset"])
+}
+
+fn nft(netns: &NetNs, arguments: &[&str]) -> Result<String> {
+    let program = Program {
+        name: "nft".into(),
+        path: PathBuf::from("nft"),
+        arguments: arguments.iter().copied().map(str::to_owned).collect(),
+        environment: Vec::new(),
+        netns: netns.clone(),
+    };
+    let (status, output) = program.run()?;
+    ensure!(status.success(), "nft {}: {output}", arguments.join(" "));
+    Ok(output)
+}
+
+/// A table of the listing, from its first line to its closing brace.
+fn tables(ruleset: &str) -> Vec<String> {
+    let mut tables: Vec<String> = ruleset.split("\n}\n").map(|table| table.trim().to_owned()).collect();
+    tables.retain(|table| !table.is_empty());
+    tables
+}
+
+/// A cluster with somebody else's rules, route and address on node 1, and then Tollgate on all of it.
+fn lab_with_foreign_rules(mode: Mode) -> Result<(Tollgate, Vec<String>)> {
+    let cluster = Cluster::new(Topology::default())?;
+    cluster.host(1).route_services_via(cluster.node(1))?;
+    let node = cluster.node(1);
+    nft(node.netns(), &["--", FOREIGN])?;
+    let route: IpNet = "198.51.100.0/24".parse()?;
+    node.netns().links()?.add_route(route, node.ip(Family::V4))?;
+    node.netns().links()?.add_address("lo", "198.51.100.99/32".parse()?)?;
+    let foreign = tables(&ruleset(node.netns())?);
+    Ok((Tollgate::start(cluster, mode)?, foreign))
+}
+
+fn foreign_rules_untouched(stage: &mut Stage) -> Result<()> {
+    let (lab, foreign) = lab_with_foreign_rules(stage.mode)?;
+    stage.lab = lab;
+    let ensure_untouched = |lab: &Tollgate, when: &str| {
+        let node = lab.cluster().node(1).netns();
+        let now = tables(&ruleset(node)?);
+        let missing: Vec<_> = foreign.iter().filter(|table| !now.contains(table)).collect();
+        ensure!(missing.is_empty(), "{when}: changed or gone:\n{missing:?}\nnow there is\n{}", now.join("\n"));
+        Ok(())
+    };
+    ensure_untouched(&stage.lab, "after the start")?;
+    let scene = stage.scene()?;
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    scene.probe(Client::Pod("pod-1a")).tcp(scene.vip("web", 80)?).answer()?;
+    scene.delete_service("web")?;
+    ensure_untouched(&stage.lab, "after changes")?;
+    stage.lab.proxy(1).kill9()?;
+    stage.lab.start_proxy(1)?;
+    ensure_untouched(&stage.lab, "after a kill and a start")?;
+    stage.lab.proxy(1).stop()?;
+    let (status, output) = stage.lab.proxy(1).cleanup()?;
+    ensure!(status.success(), "cleanup: {output}");
+    ensure_untouched(&stage.lab, "after cleanup")
+}
+
+fn cleanup_complete(stage: &mut Stage) -> Result<()> {
+    let (lab, foreign) = lab_with_foreign_rules(stage.mode)?;
+    stage.lab = lab;
+    let scene = stage.scene()?;
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    let vip = scene.vip("web", 80)?;
+    scene.probe(Client::Pod("pod-1a")).tcp(vip).answer()?;
+    let strays = scene.cluster().strays()?;
+    stage.lab.proxy(1).stop()?;
+    let scene = Scene::of(&stage.lab, stage.family, "default");
+    scene.probe(Client::Pod("pod-1a")).tcp(vip).answer().context("the rules stay when the proxy stops")?;
+    // The second time there is nothing to remove, which is as well.
+    for time in ["first", "second"] {
+        let (status, output) = stage.lab.proxy(1).cleanup()?;
+        ensure!(status.success(), "the {time} cleanup: {output}");
+        let left = tables(&ruleset(stage.lab.cluster().node(1).netns())?);
+        ensure!(
+            left == foreign,
+            "after the {time} cleanup there is\n{}\nand was\n{}",
+            left.join("\n"),
+            foreign.join("\n")
+        );
+    }
+    let scene = Scene::of(&stage.lab, stage.family, "default");
+    ensure!(scene.cluster().strays()? == strays, "until here the gateway has seen nothing");
+    scene.probe(Client::Pod("pod-1a")).impatient().udp(vip);
+    ensure!(scene.cluster().strays()? == strays + 1, "a Service's address is an address like any other again");
+    // The other node is not concerned.
+    scene.probe(Client::Pod("pod-2b")).tcp(vip).answer()?;
+    Ok(())
+}
+
+/// What somebody may do to our rules behind our back, by mode.
+fn vandalism(mode: Mode, family: Family) -> &'static [&'static str] {
+    match (mode, family) {
+        (Mode::Nftables, Family::V4) => {
+            &["delete table ip tollgate", "flush chain ip tollgate prerouting", "flush map ip tollgate frontends"]
+        }
+        (Mode::Nftables, Family::V6) => {
+            &["delete table ip6 tollgate", "flush chain ip6 tollgate prerouting", "flush map ip6 tollgate frontends"]
+        }
+    }
+}
+
+fn drift_repaired(stage: &mut Stage) -> Result<()> {
+    let cluster = Cluster::new(Topology::default())?;
+    stage.lab = Tollgate::start_with(cluster, stage.mode, &["--sync-period", "1s"])?;
+    let (mode, family) = (stage.mode, stage.family);
+    let scene = stage.scene()?;
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    let (client, vip) = (scene.probe(Client::Pod("pod-1a")), scene.vip("web", 80)?);
+    client.tcp(vip).answer()?;
+    for command in vandalism(mode, family) {
+        nft(stage.lab.cluster().node(1).netns(), &[command])?;
+        let broken = client.clone().impatient().tcp(vip);
+        // It may have been repaired already, but then it must say so.
+        let before = stage.lab.proxy(1).metric("tollgate_objects_repaired_total");
+        eventually("the Service to be back", || client.clone().impatient().tcp(vip).by().map(drop))
+            .with_context(|| format!("after `{command}` a client saw: {broken}"))?;
+        eventually("the repair to be counted", || {
+            let now = stage.lab.proxy(1).metric("tollgate_objects_repaired_total")?;
+            ensure!(now > 0.0, "before {before:?}, now {now}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
+    let scene = stage.scene()?;
+    let other = |name: &str| scene.service(name).port(Protocol::Tcp, 80);
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    scene.apply([other("goes").into(), scene.ready("goes", &["pod-2a"]).into()])?;
+    let (web, goes) = (scene.vip("web", 80)?, scene.vip("goes", 80)?);
+    stage.lab.proxy(1).kill9()?;
+    let scene = stage.scene()?;
+    scene.delete_service("goes")?;
+    scene.apply([scene.service("comes").port(Protocol::Tcp, 80).into(), scene.ready("comes", &["pod-1b"]).into()])?;
+    scene.set_ready("web", &["pod-2b"])?;
+    let client = scene.probe(Client::Pod("pod-1a"));
+    ensure!(client.tcp(web).by()? == "pod-2a", "nobody has told the kernel");
+    stage.lab.start_proxy(1)?;
+    let scene = stage.scene()?;
+    client.spread(Protocol::Tcp, web, 64).ensure_only(&["pod-2b"])?;
+    client.spread(Protocol::Tcp, scene.vip("comes", 80)?, 64).ensure_only(&["pod-1b"])?;
+    let reply = client.impatient().tcp(goes);
+    ensure!(reply.answer().is_err(), "a Service that was deleted meanwhile still answers: {reply}");
+    Ok(())
+}
