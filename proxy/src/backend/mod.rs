@@ -10,6 +10,7 @@ use tollgate_model::snapshot::Snapshot;
 
 use crate::conntrack::StaleFlows;
 
+pub mod bridge;
 pub mod nftables;
 
 /// The mechanism that balances Services, picked by `--proxy-mode`.
@@ -105,8 +106,23 @@ pub enum Error {
 /// When the machine lacks something; the message says what, and how to get it.
 pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
-        Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
+        Mode::Nftables => Ok(Box::new(nftables::Nftables::open(&config)?)),
     }
+}
+
+/// Opens the backend of a mode only to observe or to clean up: without the checks, and of every family.
+///
+/// # Errors
+/// When the machine lacks what it takes to look.
+pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
+    match mode {
+        Mode::Nftables => Ok(Box::new(nftables::Nftables::open_for_cleanup()?)),
+    }
+}
+
+impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 1] = [Self::Nftables];
 }
 
 impl fmt::Display for Mode {

@@ -1,0 +1,298 @@
+//! The text of the layout: how each set is declared and which rules each chain has.
+//!
+//! Every text carries a comment: for a set what it is for, for a rule the rule of Services that it realises where there
+//! is one; then a fingerprint of the text. A listing is judged by these comments alone.
+
+use std::fmt::Write as _;
+
+use tollgate_model::name::IpFamily;
+
+use super::object::{Chain, ChainName, FixedChain, SetName};
+use super::word::{Balance, PoolKind};
+
+/// The mark that asks `postrouting` to masquerade, as kube-proxy's.
+const MASQUERADE_MARK: u32 = 0x4000;
+
+/// What the rules of one family's table depend on, besides the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Style {
+    /// The family.
+    pub(crate) family: IpFamily,
+    /// Which traffic to ClusterIPs is masqueraded.
+    pub(crate) masquerade: Masquerade,
+    /// Whether packets that connection tracking calls INVALID are dropped.
+    pub(crate) drops_invalid: bool,
+}
+
+/// Which traffic to ClusterIPs is masqueraded, besides hairpins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Masquerade {
+    /// None.
+    Nothing,
+    /// What is not from a local pod.
+    OffCluster,
+    /// All of it.
+    Everything,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// As nft takes it, without the comment.
+    pub(crate) text: String,
+    /// Unique to this rule's text within any version of this program.
+    pub(crate) comment: String,
+}
+
+/// The words of nft that differ between the families.
+struct Words {
+    ip: &'static str,
+    address: &'static str,
+}
+
+impl Style {
+    /// The family's table, as nft names it.
+    pub(crate) fn table(self) -> &'static str {
+        table(self.family)
+    }
+
+    fn words(self) -> Words {
+        match self.family {
+            IpFamily::V4 => Words { ip: "ip", address: "ipv4_addr" },
+            IpFamily::V6 => Words { ip: "ip6", address: "ipv6_addr" },
+        }
+    }
+
+    /// How a set is declared: what stands between the braces, without the comment, and the comment.
+    ///
+    /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: a map whose
+    /// data is `ip daddr . th dport` is taken, but not a later rule `tcp dnat ... map` over it ("conflicting protocols").
+    pub(crate) fn set(self, set: &SetName) -> (String, String) {
+        let Words { ip, address } = self.words();
+        let (purpose, text) = match set {
+            SetName::LocalPods => ("addresses of local pods", format!("type {address}; flags interval;")),
+            SetName::ServiceCidrs => ("ranges of ClusterIPs", format!("type {address}; flags interval;")),
+            SetName::ClusterIps => ("ClusterIPs that a Service holds", format!("type {address};")),
+            SetName::Hairpin => ("endpoints of this node", format!("type {address} . {address};")),
+            SetName::Frontends => (
+                "frontend to word",
+                format!("typeof {ip} daddr . meta l4proto . th dport : meta priority; counter;"),
+            ),
+            SetName::Pools => ("pool to class", "typeof meta priority : meta priority;".to_owned()),
+            SetName::Picks => ("class to chain", "typeof meta priority : verdict;".to_owned()),
+            SetName::SlotsTcp => ("slot to endpoint", slots(&format!("{ip} daddr . tcp dport"))),
+            SetName::SlotsUdp => ("slot to endpoint", slots(&format!("{ip} daddr . udp dport"))),
+            SetName::StickySlots => ("slot to ref", slots("meta priority")),
+            // Not `typeof`: one map for all protocols.
+            SetName::Refs => ("ref to Cluster endpoint", format!("type classid : {address} . inet_service;")),
+            SetName::LocalRefs => ("ref to Local endpoint", format!("type classid : {address} . inet_service;")),
+            SetName::Affinity => (
+                "client to ref",
+                format!("typeof meta priority . {ip} saddr : meta priority; size 1048576; flags dynamic,timeout;"),
+            ),
+            SetName::Foreign(_) => ("", String::new()),
+        };
+        let comment = format!("{purpose} {:08x}", fingerprint(&text));
+        (text, comment)
+    }
+
+    /// The chain as it should be listed.
+    pub(crate) fn chain(self, chain: &ChainName) -> Chain {
+        let hook = match hook(chain) {
+            Some((kind, hook, priority)) => format!("{kind} {hook} {priority} accept"),
+            None => String::new(),
+        };
+        Chain { hook, rules: self.rules(chain).into_iter().map(|rule| rule.comment).collect() }
+    }
+
+    /// The rules of a chain, in order.
+    pub(crate) fn rules(self, chain: &ChainName) -> Vec<Rule> {
+        let mut rules = Rules { ip: self.words().ip, rules: Vec::new() };
+        match chain {
+            ChainName::Fixed(chain) => self.fixed(*chain, &mut rules),
+            ChainName::Balance(balance @ Balance { timeout: None, .. }) => self.balance(*balance, &mut rules),
+            ChainName::Balance(balance @ Balance { timeout: Some(timeout), .. }) => {
+                self.sticky_balance(*balance, *timeout, &mut rules);
+            }
+            ChainName::Again { protocol, is_sticky: false, .. } => {
+                rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), 1)));
+                rules.add("", "drop");
+            }
+            ChainName::Again { pool, protocol, is_sticky: true } => {
+                rules.add("", format!("meta priority set {}", pool_word(*pool)));
+                rules.add("", "meta priority set meta priority . numgen random mod 1 map @sticky_slots");
+                rules.add("", dnat_to_ref(*pool, protocol.as_str()));
+                rules.add("", "drop");
+            }
+            ChainName::Foreign(_) => {}
+        }
+        rules.rules
+    }
+
+    fn fixed(self, chain: FixedChain, rules: &mut Rules) {
+        match chain {
+            FixedChain::Refuse => {
+                rules.add("no-endpoints-reject", "meta l4proto tcp reject with tcp reset");
+                rules.add("no-endpoints-reject", "reject");
+            }
+            FixedChain::Pool => {
+                rules.add("", "meta priority set meta priority map @pools");
+                rules.add("", "meta priority & 0x1fff vmap @picks");
+                rules.add("", "drop");
+            }
+            FixedChain::VipLocal => {
+                self.mark(rules);
+                rules.add("internal-policy-local", format!("meta priority set {}", pool_word(PoolKind::Local)));
+                rules.add("", "goto pool");
+            }
+            FixedChain::Special => {
+                rules.add("", "meta priority & 0x7 vmap { 0:1 : goto vip-local }");
+                rules.add("", "drop");
+            }
+            FixedChain::Service => {
+                rules.add("", "meta priority & 0x1ff0 == none goto special");
+                rules.add("", "meta priority & 0x1fff vmap @picks");
+                rules.add("", "drop");
+            }
+            FixedChain::Dispatch => {
+                let lookup = "meta priority set {ip} daddr . meta l4proto . th dport map @frontends goto service";
+                rules.add("", lookup);
+                rules.add("unknown-port-on-vip", "{ip} daddr @cluster_ips goto refuse");
+                rules.add("unallocated-vip-drop", "{ip} daddr @service_cidrs drop");
+            }
+            FixedChain::Prerouting | FixedChain::Output => rules.add("", "jump dispatch"),
+            FixedChain::Postrouting => {
+                // The word must not reach the queueing discipline, which would take it for a class.
+                rules.add("", "ct status dnat meta priority & 0xffffc000 != none meta priority set none");
+                let unmarked = !MASQUERADE_MARK;
+                rules.add(
+                    "masquerade",
+                    format!(
+                        "meta mark & {MASQUERADE_MARK:#x} != 0 meta mark set meta mark & {unmarked:#x} masquerade fully-random"
+                    ),
+                );
+                rules.add("hairpin", "ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random");
+            }
+            FixedChain::Forward => {
+                if self.drops_invalid {
+                    rules.add("invalid-dropped", "ct state invalid drop");
+                }
+            }
+        }
+    }
+
+    fn balance(self, balance: Balance, rules: &mut Rules) {
+        let protocol = balance.protocol;
+        if balance.pool == PoolKind::Cluster {
+            self.mark(rules);
+        }
+        rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), balance.count)));
+        rules.add("no-gap-on-update", format!("goto {}", balance.again()));
+    }
+
+    fn sticky_balance(self, balance: Balance, timeout: u32, rules: &mut Rules) {
+        let Balance { pool, protocol, count, .. } = balance;
+        if pool == PoolKind::Cluster {
+            self.mark(rules);
+        }
+        let remember = format!(
+            "meta priority & 0x3ff0 != none update @affinity {{ meta priority & 0xffffc000 . {{ip}} saddr timeout {timeout}s : meta priority }}"
+        );
+        rules.add("", "meta priority set meta priority & 0xffffc000");
+        rules.add("", "meta priority set meta priority . {ip} saddr map @affinity");
+        rules.add("affinity-client-ip", &remember);
+        rules.add("", dnat_to_ref(pool, protocol.as_str()));
+        // Forgotten first: an update restarts an entry's clock and never changes what it says.
+        rules.add(
+            "affinity-dead-endpoint",
+            "meta priority & 0x3ff0 != none delete @affinity { meta priority & 0xffffc000 . {ip} saddr : meta priority }",
+        );
+        rules.add("", format!("meta priority set {}", pool_word(pool)));
+        rules.add("", format!("meta priority set meta priority . numgen random mod {count} map @sticky_slots"));
+        rules.add("affinity-client-ip", &remember);
+        rules.add("", dnat_to_ref(pool, protocol.as_str()));
+        rules.add("no-gap-on-update", format!("goto {}", balance.again()));
+    }
+
+    /// Marks traffic to a ClusterIP that must be masqueraded.
+    fn mark(self, rules: &mut Rules) {
+        let set = format!("meta mark set meta mark | {MASQUERADE_MARK:#x}");
+        match self.masquerade {
+            Masquerade::Nothing => {}
+            Masquerade::OffCluster => {
+                rules.add("off-cluster-masquerade", format!("{{ip}} saddr != @local_pods {set}"));
+            }
+            Masquerade::Everything => rules.add("masquerade-all", set),
+        }
+    }
+}
+
+/// Collects rules; `{ip}` in a text is the family's word.
+struct Rules {
+    ip: &'static str,
+    rules: Vec<Rule>,
+}
+
+impl Rules {
+    fn add(&mut self, label: &str, text: impl AsRef<str>) {
+        let text = text.as_ref().replace("{ip}", self.ip);
+        let mut comment = String::with_capacity(label.len() + 9);
+        if !label.is_empty() {
+            comment.push_str(label);
+            comment.push(' ');
+        }
+        // Writing to a string does not fail.
+        let _ = write!(comment, "{:08x}", fingerprint(&text));
+        self.rules.push(Rule { text, comment });
+    }
+}
+
+/// The table of a family, as nft names it.
+pub(crate) fn table(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "ip tollgate",
+        IpFamily::V6 => "ip6 tollgate",
+    }
+}
+
+/// The hook that calls a chain: type, hook and priority. Numbers, because nft 1.0.6 refuses `dstnat` in `output` and
+/// 1.1.3 prints it.
+pub(crate) fn hook(chain: &ChainName) -> Option<(&'static str, &'static str, i32)> {
+    match chain {
+        ChainName::Fixed(FixedChain::Prerouting) => Some(("nat", "prerouting", -100)),
+        ChainName::Fixed(FixedChain::Output) => Some(("nat", "output", -100)),
+        ChainName::Fixed(FixedChain::Postrouting) => Some(("nat", "postrouting", 100)),
+        ChainName::Fixed(FixedChain::Forward) => Some(("filter", "forward", 0)),
+        _ => None,
+    }
+}
+
+fn slots(data: &str) -> String {
+    format!("typeof meta priority . numgen random mod 65536 : {data};")
+}
+
+/// One of a pool's first `count` slots.
+fn slot(protocol: &str, count: u32) -> String {
+    format!("meta priority & 0xffffe000 . numgen random mod {count} map @slots_{protocol}")
+}
+
+/// The Service port's number, with the pool's bit.
+fn pool_word(pool: PoolKind) -> &'static str {
+    match pool {
+        PoolKind::Cluster => "meta priority & 0xffffc000",
+        PoolKind::Local => "meta priority & 0xffffc000 | 0x2000",
+    }
+}
+
+fn dnat_to_ref(pool: PoolKind, protocol: &str) -> String {
+    format!("meta l4proto {protocol} dnat {{ip}} to meta priority map @{}", SetName::refs(pool).as_str())
+}
+
+/// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
+fn fingerprint(text: &str) -> u32 {
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    let folded = (hash >> 32) ^ (hash & u64::from(u32::MAX));
+    u32::try_from(folded).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,361 @@
+//! The nftables backend: two tables, `ip tollgate` and `ip6 tollgate`, whose maps hold all Services. The packet's path,
+//! and why it is laid out like this: README.md beside this file.
+//!
+//! ```text
+//! Snapshot ──▶ plan ──▶ object::diff ──▶ transaction ──▶ render ──▶ kernel ──▶ nft -f -
+//!                            ▲                                        │
+//!                            └────────────── readback ◀───────────────┘  only for a full sync
+//! ```
+//!
+//! - `word`: the 32 bits that a packet carries from rule to rule.
+//! - `object`: the kernel objects of a table, and what differs between two sets of them.
+//! - `chain`: the text of the layout's sets and rules.
+//! - `plan`, `placement`, `number`: Service ports to objects.
+//! - `transaction`, `render`: changes to the text of one transaction, and to smaller ones when it is refused.
+//! - `kernel`, `readback`: the `nft` command and what it lists.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::sync::Arc;
+
+use tollgate_model::diff::{Change, diff};
+use tollgate_model::name::{IpFamily, ServicePortName};
+use tollgate_model::snapshot::{ServicePort, Snapshot};
+
+use self::kernel::Kernel;
+use self::object::{Chain, Key, Objects, SetName, Value};
+use self::plan::{Edit, Plan};
+use self::readback::Listed;
+use self::transaction::TableChanges;
+use super::{Backend, NodeConfig, Observed, Report, Scope, bridge};
+use crate::conntrack::{self, StaleFlows};
+
+pub use self::kernel::Error as NftError;
+
+mod chain;
+mod kernel;
+mod number;
+mod object;
+mod placement;
+mod plan;
+mod readback;
+mod render;
+mod transaction;
+mod word;
+
+/// Where the kernel says whether it takes TCP packets outside the window for valid ones.
+const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+
+/// The nftables backend of the network namespace it was opened in.
+#[derive(Debug)]
+pub struct Nftables {
+    kernel: Kernel,
+    /// One for each family that the node has.
+    plans: Vec<Plan>,
+    /// The families that it has not.
+    other_families: Vec<IpFamily>,
+    /// What the plans hold.
+    planned: Snapshot,
+    /// Service ports of that which could not be realised, and why.
+    refused: Refused,
+    /// What the last sync that succeeded left in the kernel.
+    synced: Option<Synced>,
+    /// Whether the kernel holds what the plans say, as far as is known. If not, only a full sync will do.
+    is_settled: bool,
+    /// Whether it holds that and nothing else, as far as is known.
+    is_exact: bool,
+}
+
+type Refused = BTreeMap<ServicePortName, String>;
+
+#[derive(Debug)]
+struct Synced {
+    snapshot: Snapshot,
+    refused: Refused,
+}
+
+/// Why the nftables backend could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// nft could not be run, or refused.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// The kernel or nft lacks something that the rules need.
+    #[error("this machine does not take Tollgate's {family} rules (Linux 5.10, nftables 1.0.6 and CAP_NET_ADMIN are needed)")]
+    Unsupported {
+        /// The family.
+        family: IpFamily,
+        /// What nft says.
+        #[source]
+        source: NftError,
+    },
+    /// Bridged packets would bypass the rules.
+    #[error(transparent)]
+    Bridge(#[from] bridge::Error),
+    /// Something is left.
+    #[error("cleanup is not complete: {}", join(.0))]
+    Cleanup(Vec<NftError>),
+}
+
+impl Nftables {
+    /// Opens the backend, and checks that this machine takes its rules. Changes no rule.
+    ///
+    /// # Errors
+    /// When the machine lacks something.
+    pub fn open(config: &NodeConfig) -> Result<Self, Error> {
+        let drops_invalid = !is_tcp_liberal();
+        let mut backend = Self::open_for_cleanup()?;
+        backend.other_families.retain(|family| !config.families.contains(family));
+        let families = IpFamily::ALL.into_iter().filter(|family| config.families.contains(family));
+        backend.plans = families.map(|family| Plan::new(family, config, drops_invalid)).collect();
+        for plan in &backend.plans {
+            let (family, table) = (plan.style().family, plan.style().table());
+            // By another name, because the table may be there, as another version made it.
+            let text = plan.sample().replace(table, &format!("{table}-probe"));
+            let checked = backend.kernel.check(&text, "the rules");
+            checked.map_err(|source| Error::Unsupported { family, source })?;
+        }
+        bridge::ensure_calls_netfilter(&config.families)?;
+        Ok(backend)
+    }
+
+    /// Opens a backend that is only asked to clean up or to observe.
+    ///
+    /// # Errors
+    /// When there is no nft.
+    pub fn open_for_cleanup() -> Result<Self, Error> {
+        Ok(Self {
+            kernel: Kernel::open()?,
+            plans: Vec::new(),
+            other_families: IpFamily::ALL.to_vec(),
+            planned: Snapshot::default(),
+            refused: Refused::new(),
+            synced: None,
+            is_settled: false,
+            is_exact: false,
+        })
+    }
+
+    fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, Error> {
+        let edits = self.replan(desired, false);
+        let tables = self.tables(edits.into_iter().map(Edit::changes));
+        let changed = tables.iter().map(|table| table.changes.len()).sum();
+        self.commit(&tables)?;
+        Ok(self.settle(desired, changed, Vec::new()))
+    }
+
+    fn sync_full(&mut self, desired: &Snapshot) -> Result<Report, Error> {
+        let (mut listed, mut drifted, mut repaired) = (Vec::new(), 0, Vec::new());
+        for plan in &mut self.plans {
+            let table = self.kernel.list(plan.style().family)?;
+            let is_missing = table.is_none();
+            let objects = Arc::new(table.map(|table| table.objects).unwrap_or_default());
+            if self.is_exact {
+                let drift = object::diff((*objects).clone(), plan.objects());
+                drifted += drift.len();
+                let table = plan.style().table();
+                match is_missing {
+                    true => repaired.push(format!("table {table} was missing")),
+                    false => repaired.extend(drift.describe().map(|line| format!("{table}: {line}"))),
+                }
+            }
+            plan.sweep();
+            if self.synced.is_none() {
+                plan.adopt(objects.clone());
+            }
+            listed.push(objects);
+        }
+        // From here on, the plans are ahead of the kernel.
+        self.is_exact = false;
+        self.replan(desired, true);
+        for plan in &mut self.plans {
+            plan.forget_listed();
+        }
+        let changes = self.plans.iter().zip(listed).map(|(plan, listed)| {
+            let mut listed = Arc::unwrap_or_clone(listed);
+            forget_what_goes_with_its_set(&mut listed, plan);
+            object::diff(listed, plan.objects())
+        });
+        let tables = self.tables(changes.collect::<Vec<_>>());
+        let changed = tables.iter().map(|table| table.changes.len()).sum::<usize>().saturating_sub(drifted);
+        let is_whole = self.commit_or_isolate(tables)?;
+        for family in &self.other_families {
+            if self.kernel.has_table(*family)? {
+                self.kernel.delete(*family)?;
+            }
+        }
+        let report = self.settle(desired, changed, repaired);
+        self.is_exact = is_whole;
+        Ok(report)
+    }
+
+    /// Brings the plans to what is desired; what could not be realised is tried again if `tries_again`.
+    fn replan(&mut self, desired: &Snapshot, tries_again: bool) -> Vec<Edit> {
+        let planned = std::mem::replace(&mut self.planned, desired.clone());
+        let mut changes: BTreeMap<&ServicePortName, Option<&ServicePort>> =
+            diff(&planned.service_ports, &desired.service_ports)
+                .map(|change| match change {
+                    Change::Added(name, new) | Change::Changed(name, _, new) => (name, Some(new)),
+                    Change::Removed(name, _) => (name, None),
+                })
+                .collect();
+        for (name, wanted) in &changes {
+            tracing::debug!(service = %name, is_wanted = wanted.is_some(), "changes");
+        }
+        if tries_again {
+            let refused = self.refused.keys().filter_map(|name| desired.service_ports.get_key_value(name));
+            changes.extend(refused.map(|(name, wanted)| (name, Some(wanted.as_ref()))));
+        }
+        self.refused.retain(|name, _| !changes.contains_key(name));
+        let changes: Vec<_> = changes.into_iter().collect();
+        let mut edits = Vec::new();
+        for plan in &mut self.plans {
+            let mut edit = Edit::default();
+            for (name, reason) in plan.update(&changes, &mut edit) {
+                self.refused.insert(name, reason.to_string());
+            }
+            edits.push(edit);
+        }
+        edits
+    }
+
+    fn tables(&self, changes: impl IntoIterator<Item = object::Changes>) -> Vec<TableChanges> {
+        let styles = self.plans.iter().map(Plan::style);
+        styles.zip(changes).map(|(style, changes)| TableChanges { style, changes }).collect()
+    }
+
+    fn commit(&self, tables: &[TableChanges]) -> Result<(), NftError> {
+        let text = transaction::text(tables);
+        if text.is_empty() { Ok(()) } else { self.kernel.commit(&text) }
+    }
+
+    /// Returns whether all of it was taken.
+    fn commit_or_isolate(&mut self, tables: Vec<TableChanges>) -> Result<bool, NftError> {
+        match self.commit(&tables) {
+            Ok(()) => return Ok(true),
+            Err(NftError::Refused { cause, .. }) => {
+                tracing::warn!(cause, "nft refused a transaction; looking for the Services that it is about");
+            }
+            Err(error) => return Err(error),
+        }
+        let owner = |(family, number)| {
+            let plan = self.plans.iter().find(|plan| plan.style().family == family)?;
+            plan.owner(number).cloned()
+        };
+        let refused = transaction::commit_apart(tables, |it| owner(it).is_some(), |tables| self.commit(tables))?;
+        let refused: Vec<_> = refused.into_iter().filter_map(|(it, cause)| Some((owner(it)?, cause))).collect();
+        for (name, cause) in refused {
+            for plan in &mut self.plans {
+                plan.update(&[(&name, None)], &mut Edit::default());
+            }
+            self.refused.insert(name, cause);
+        }
+        Ok(false)
+    }
+
+    /// After a commit: what is now in the kernel.
+    fn settle(&mut self, desired: &Snapshot, changed: usize, repaired: Vec<String>) -> Report {
+        let stale = self.synced.as_ref().map(|synced| stale(synced, desired, &self.refused)).unwrap_or_default();
+        self.synced = Some(Synced { snapshot: desired.clone(), refused: self.refused.clone() });
+        self.is_settled = true;
+        let refused = self.refused.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect();
+        Report { changed, repaired, refused, stale }
+    }
+}
+
+impl Backend for Nftables {
+    fn sync(&mut self, desired: &Snapshot, scope: Scope) -> Result<Report, super::Error> {
+        // What happens from here to the commit is known again only once it has succeeded.
+        let is_settled = std::mem::replace(&mut self.is_settled, false);
+        let is_exact = std::mem::replace(&mut self.is_exact, false);
+        if scope == Scope::Changes && is_settled {
+            match self.sync_changes(desired) {
+                Ok(report) => {
+                    self.is_exact = is_exact;
+                    return Ok(report);
+                }
+                // The kernel may not hold what we left there.
+                Err(Error::Nft(NftError::Refused { cause, .. })) => {
+                    tracing::warn!(cause, "nft refused a change; comparing with what the kernel holds");
+                }
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            self.is_exact = is_exact;
+        }
+        Ok(self.sync_full(desired)?)
+    }
+
+    fn observe(&self) -> Result<Vec<Observed>, super::Error> {
+        let mut observed = Vec::new();
+        for family in IpFamily::ALL {
+            let Listed { objects, counters } = self.kernel.list(family).map_err(Error::from)?.unwrap_or_default();
+            observed.extend(objects.into_iter().map(|(key, value)| {
+                let connections = counters.get(&key).copied();
+                let (kind, key) = match key {
+                    Key::Set(set) => ("set".to_owned(), set.as_str().to_owned()),
+                    Key::Chain(chain) => ("chain".to_owned(), chain.to_string()),
+                    Key::Element(set, key) => (set.as_str().to_owned(), key.to_string()),
+                };
+                Observed { family, kind, key, value: value.to_string(), connections }
+            }));
+        }
+        Ok(observed)
+    }
+
+    fn cleanup(&mut self) -> Result<(), super::Error> {
+        (self.is_settled, self.is_exact) = (false, false);
+        let errors: Vec<_> = IpFamily::ALL.into_iter().filter_map(|family| self.kernel.delete(family).err()).collect();
+        if errors.is_empty() { Ok(()) } else { Err(Error::Cleanup(errors).into()) }
+    }
+}
+
+#[cfg(test)]
+impl Error {
+    /// Some error, for tests of who handles it.
+    pub(crate) fn for_test() -> Self {
+        Self::Nft(NftError::Missing)
+    }
+}
+
+/// UDP flows that lead nowhere now that the kernel holds `desired` but for what was refused.
+fn stale(synced: &Synced, desired: &Snapshot, refused: &Refused) -> Vec<StaleFlows> {
+    let had = |name, it| Some(it).filter(|_| !synced.refused.contains_key(name));
+    let has = |name, it| Some(it).filter(|_| !refused.contains_key(name));
+    diff(&synced.snapshot.service_ports, &desired.service_ports)
+        .flat_map(|change| match change {
+            Change::Added(name, new) => conntrack::stale_flows(None, has(name, new)),
+            Change::Changed(name, old, new) => conntrack::stale_flows(had(name, old), has(name, new)),
+            Change::Removed(name, old) => conntrack::stale_flows(had(name, old), None),
+        })
+        .collect()
+}
+
+/// A set that is declared otherwise than it should be, as another version did it, is made anew: its elements go with
+/// it, and no rule may name it meanwhile, so that all rules are written again.
+fn forget_what_goes_with_its_set(listed: &mut Objects, plan: &Plan) {
+    let is_other = |set: &SetName| {
+        let found = listed.get(&Key::Set(set.clone()));
+        found.is_some_and(|found| *found != Value::Set(plan.style().set(set).1))
+    };
+    let others: Vec<_> = SetName::ALL.into_iter().filter(is_other).collect();
+    if others.is_empty() {
+        return;
+    }
+    listed.retain(|key, _| !matches!(key, Key::Element(set, _) if others.contains(set)));
+    for value in listed.values_mut() {
+        if let Value::Chain(Chain { rules, .. }) = value {
+            *rules = vec!["any".to_owned()];
+        }
+    }
+}
+
+/// Whether INVALID packets may pass, as they may for kube-proxy. Where it can't be read, the kernel is at its default.
+fn is_tcp_liberal() -> bool {
+    fs::read_to_string(TCP_BE_LIBERAL).is_ok_and(|value| value.trim() != "0")
+}
+
+fn join(errors: &[impl fmt::Display]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,425 @@
+//! The kernel objects of one table, as the plan wants them and as the kernel lists them: a key and what it says.
+//!
+//! Both sides speak these types, so that one [`diff`] serves changes, start and repair alike.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use tollgate_model::endpoint::Endpoint;
+use tollgate_model::name::Protocol;
+
+use super::word::{Balance, PoolKind, Word};
+
+/// Everything in one table.
+pub(crate) type Objects = BTreeMap<Key, Value>;
+
+/// What identifies an object. The order is that in which objects can be made: what a rule names comes before the rule,
+/// and rules come before elements, because adding a rule that names a large map costs a walk of the map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Key {
+    /// A set's or map's declaration.
+    Set(SetName),
+    /// A chain with its rules.
+    Chain(ChainName),
+    /// An element of a set or map.
+    Element(SetName, ElementKey),
+}
+
+/// What an object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Value {
+    /// A set's comment; it ends with a fingerprint of the declaration.
+    Set(String),
+    /// A chain.
+    Chain(Chain),
+    /// An element of a set says nothing but that it is there.
+    Present,
+    /// A word.
+    Word(Word),
+    /// An endpoint.
+    Endpoint(IpAddr, u16),
+    /// Where a class's packets go on.
+    Verdict(Verdict),
+    /// Something that is not ours, as nft writes it.
+    Foreign(String),
+}
+
+/// A chain as the kernel lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// Type, hook, priority and policy; empty where no hook calls the chain.
+    pub(crate) hook: String,
+    /// Each rule's comment; it ends with a fingerprint of the rule. nft cannot list every rule of ours as JSON, and its
+    /// text differs from version to version, but comments come back as they were written.
+    pub(crate) rules: Vec<String>,
+}
+
+/// The sets and maps of the layout.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SetName {
+    /// Local pods' addresses.
+    LocalPods,
+    /// Where ClusterIPs are handed out.
+    ServiceCidrs,
+    /// Every ClusterIP that a Service holds.
+    ClusterIps,
+    /// Endpoints of this node, each address twice.
+    Hairpin,
+    /// Frontend to word.
+    Frontends,
+    /// Pool to its class.
+    Pools,
+    /// Class to chain.
+    Picks,
+    /// TCP endpoints.
+    SlotsTcp,
+    /// UDP endpoints.
+    SlotsUdp,
+    /// Affinity: slot to ref.
+    StickySlots,
+    /// Affinity: ref to endpoint of the Cluster pool.
+    Refs,
+    /// Affinity: ref to endpoint of the Local pool.
+    LocalRefs,
+    /// Affinity: client to ref; packets write it.
+    Affinity,
+    /// Not one of ours.
+    Foreign(Box<str>),
+}
+
+/// The chains of the layout.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ChainName {
+    /// One that every table has.
+    Fixed(FixedChain),
+    /// Picks one endpoint of a pool.
+    Balance(Balance),
+    /// Takes a pool's first endpoint, for a packet that met a change half-way.
+    Again {
+        /// The pool.
+        pool: PoolKind,
+        /// The protocol.
+        protocol: Protocol,
+        /// Whether the pool's slots hold refs.
+        is_sticky: bool,
+    },
+    /// Not one of ours.
+    Foreign(Box<str>),
+}
+
+/// The chains that every table has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum FixedChain {
+    /// Answers as a closed port does.
+    Refuse,
+    /// Pool to class.
+    Pool,
+    /// ClusterIP under `internalTrafficPolicy: Local`.
+    VipLocal,
+    /// Kind to chain.
+    Special,
+    /// Word to kind or class.
+    Service,
+    /// Frontend to word.
+    Dispatch,
+    /// Packets from pods and from outside.
+    Prerouting,
+    /// Packets from the node's own processes.
+    Output,
+    /// Masquerades.
+    Postrouting,
+    /// Drops what connection tracking calls INVALID.
+    Forward,
+}
+
+/// What identifies an element within its set.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ElementKey {
+    /// An address.
+    Address(IpAddr),
+    /// A range of addresses.
+    Cidr(IpNet),
+    /// An address, twice.
+    Twice(IpAddr),
+    /// A frontend.
+    Frontend(IpAddr, Protocol, u16),
+    /// A word.
+    Word(Word),
+    /// A pool's slot.
+    Slot(Word, u16),
+    /// Something that is not ours, as nft writes it.
+    Foreign(Box<str>),
+}
+
+/// Where a class's packets go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nowhere.
+    Drop,
+    /// In that chain.
+    Goto(ChainName),
+}
+
+/// What makes one set of objects into another. A key with another value is in both lists.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    /// What is there and wrong or not wanted.
+    pub(crate) delete: Vec<(Key, Value)>,
+    /// What is wanted and not there.
+    pub(crate) add: Vec<(Key, Value)>,
+}
+
+/// Wanted against applied. Takes both, because neither is used again.
+pub(crate) fn diff(applied: Objects, mut wanted: Objects) -> Changes {
+    let delete: Vec<_> = applied
+        .into_iter()
+        .filter(|(key, value)| {
+            let is_right = wanted.get(key) == Some(value);
+            if is_right {
+                wanted.remove(key);
+            }
+            !is_right
+        })
+        .collect();
+    Changes { delete, add: wanted.into_iter().collect() }
+}
+
+impl Changes {
+    /// Whether there is nothing to do.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.delete.is_empty() && self.add.is_empty()
+    }
+
+    /// How many objects change; one that is replaced counts once.
+    pub(crate) fn len(&self) -> usize {
+        self.add.len() + self.removed().count()
+    }
+
+    /// What goes and is not replaced.
+    pub(crate) fn removed(&self) -> impl Iterator<Item = &(Key, Value)> {
+        self.delete.iter().filter(|(key, _)| !self.adds(key))
+    }
+
+    /// Whether a key gets a value. Both lists are in the order of their keys.
+    pub(crate) fn adds(&self, key: &Key) -> bool {
+        self.add.binary_search_by(|(added, _)| added.cmp(key)).is_ok()
+    }
+
+    /// Whether a key loses its value.
+    pub(crate) fn deletes(&self, key: &Key) -> bool {
+        self.delete.binary_search_by(|(deleted, _)| deleted.cmp(key)).is_ok()
+    }
+
+    /// One line for each object: what was found, seen from what was expected.
+    pub(crate) fn describe(&self) -> impl Iterator<Item = String> {
+        let found = self.delete.iter().map(|(key, value)| match self.adds(key) {
+            true => format!("{key} was {value}"),
+            false => format!("{key} was not ours"),
+        });
+        found.chain(self.add.iter().filter(|(key, _)| !self.deletes(key)).map(|(key, _)| format!("{key} was missing")))
+    }
+}
+
+impl SetName {
+    /// The sets and maps of the layout, in the order of its drawing.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::LocalPods,
+        Self::ServiceCidrs,
+        Self::ClusterIps,
+        Self::Hairpin,
+        Self::Frontends,
+        Self::Pools,
+        Self::Picks,
+        Self::SlotsTcp,
+        Self::SlotsUdp,
+        Self::StickySlots,
+        Self::Refs,
+        Self::LocalRefs,
+        Self::Affinity,
+    ];
+
+    /// The map of a protocol's endpoints; `None` for one that is not balanced yet.
+    pub(crate) fn slots(protocol: Protocol) -> Option<Self> {
+        match protocol {
+            Protocol::Tcp => Some(Self::SlotsTcp),
+            Protocol::Udp => Some(Self::SlotsUdp),
+            Protocol::Sctp => None,
+        }
+    }
+
+    /// The map of a pool's live refs.
+    pub(crate) fn refs(pool: PoolKind) -> Self {
+        match pool {
+            PoolKind::Cluster => Self::Refs,
+            PoolKind::Local => Self::LocalRefs,
+        }
+    }
+
+    /// The set of that name.
+    pub(crate) fn named(name: &str) -> Self {
+        Self::ALL.into_iter().find(|set| set.as_str() == name).unwrap_or_else(|| Self::Foreign(name.into()))
+    }
+
+    /// The name in the table.
+    pub(crate) fn as_str(&self) -> &str {
+        match self {
+            Self::LocalPods => "local_pods",
+            Self::ServiceCidrs => "service_cidrs",
+            Self::ClusterIps => "cluster_ips",
+            Self::Hairpin => "hairpin",
+            Self::Frontends => "frontends",
+            Self::Pools => "pools",
+            Self::Picks => "picks",
+            Self::SlotsTcp => "slots_tcp",
+            Self::SlotsUdp => "slots_udp",
+            Self::StickySlots => "sticky_slots",
+            Self::Refs => "refs",
+            Self::LocalRefs => "local_refs",
+            Self::Affinity => "affinity",
+            Self::Foreign(name) => name,
+        }
+    }
+}
+
+impl FixedChain {
+    /// All of them.
+    pub(crate) const ALL: [Self; 10] = [
+        Self::Refuse,
+        Self::Pool,
+        Self::VipLocal,
+        Self::Special,
+        Self::Service,
+        Self::Dispatch,
+        Self::Prerouting,
+        Self::Output,
+        Self::Postrouting,
+        Self::Forward,
+    ];
+
+    /// The name in the table.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Refuse => "refuse",
+            Self::Pool => "pool",
+            Self::VipLocal => "vip-local",
+            Self::Special => "special",
+            Self::Service => "service",
+            Self::Dispatch => "dispatch",
+            Self::Prerouting => "prerouting",
+            Self::Output => "output",
+            Self::Postrouting => "postrouting",
+            Self::Forward => "forward",
+        }
+    }
+}
+
+impl Balance {
+    /// The chain for packets that miss the slot they drew.
+    pub(crate) fn again(self) -> ChainName {
+        let Self { pool, protocol, .. } = self;
+        ChainName::Again { pool, protocol, is_sticky: self.timeout.is_some() }
+    }
+
+    /// The balance whose chain has this name.
+    fn named(name: &str) -> Option<Self> {
+        let (name, is_sticky) = match name.strip_prefix("sticky-") {
+            Some(rest) => (rest, true),
+            None => (name, false),
+        };
+        let mut parts = name.split('-');
+        let pool = pool_named(parts.next()?)?;
+        let protocol = protocol_named(parts.next()?)?;
+        let count = parts.next()?.parse().ok().filter(|count| *count > 0)?;
+        let timeout = if is_sticky { Some(parts.next()?.parse().ok()?) } else { None };
+        parts.next().is_none().then_some(Self { pool, protocol, count, timeout })
+    }
+}
+
+fn pool_named(name: &str) -> Option<PoolKind> {
+    [PoolKind::Cluster, PoolKind::Local].into_iter().find(|pool| pool.to_string() == name)
+}
+
+/// The protocol of that name.
+pub(crate) fn protocol_named(name: &str) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp, Protocol::Sctp].into_iter().find(|protocol| protocol.as_str() == name)
+}
+
+impl ChainName {
+    /// The chain of that name.
+    pub(crate) fn named(name: &str) -> Self {
+        let fixed = || FixedChain::ALL.into_iter().find(|chain| chain.as_str() == name).map(Self::Fixed);
+        let again = || {
+            let (rest, is_sticky) = match name.strip_prefix("sticky-again-") {
+                Some(rest) => (rest, true),
+                None => (name.strip_prefix("again-")?, false),
+            };
+            let (pool, protocol) = rest.split_once('-')?;
+            Some(Self::Again { pool: pool_named(pool)?, protocol: protocol_named(protocol)?, is_sticky })
+        };
+        let parsed = fixed().or_else(again).or_else(|| Balance::named(name).map(Self::Balance));
+        // A name such as `cluster-tcp-03` parses, but is not what we would have written.
+        parsed.filter(|chain| chain.to_string() == name).unwrap_or_else(|| Self::Foreign(name.into()))
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(chain) => f.write_str(chain.as_str()),
+            Self::Balance(Balance { pool, protocol, count, timeout: None }) => write!(f, "{pool}-{protocol}-{count}"),
+            Self::Balance(Balance { pool, protocol, count, timeout: Some(timeout) }) => {
+                write!(f, "sticky-{pool}-{protocol}-{count}-{timeout}")
+            }
+            Self::Again { pool, protocol, is_sticky: false } => write!(f, "again-{pool}-{protocol}"),
+            Self::Again { pool, protocol, is_sticky: true } => write!(f, "sticky-again-{pool}-{protocol}"),
+            Self::Foreign(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for ElementKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(ip) => write!(f, "{ip}"),
+            Self::Cidr(cidr) => write!(f, "{cidr}"),
+            Self::Twice(ip) => write!(f, "{ip} . {ip}"),
+            Self::Frontend(ip, protocol, port) => write!(f, "{ip} . {protocol} . {port}"),
+            Self::Word(word) => write!(f, "{word}"),
+            Self::Slot(word, index) => write!(f, "{word} . {index}"),
+            Self::Foreign(text) => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(comment) => write!(f, "\"{comment}\""),
+            Self::Chain(chain) => write!(f, "{} rules: {}", chain.rules.len(), chain.rules.join(", ")),
+            Self::Present => f.write_str("present"),
+            Self::Word(word) => write!(f, "{word}"),
+            Self::Endpoint(ip, port) => write!(f, "{ip} . {port}"),
+            Self::Verdict(Verdict::Drop) => f.write_str("drop"),
+            Self::Verdict(Verdict::Goto(chain)) => write!(f, "goto {chain}"),
+            Self::Foreign(text) => f.write_str(text),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(name) => write!(f, "set {}", name.as_str()),
+            Self::Chain(name) => write!(f, "chain {name}"),
+            Self::Element(set, key) => write!(f, "{} {{ {key} }}", set.as_str()),
+        }
+    }
+}
+
+impl From<&Endpoint> for Value {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self::Endpoint(endpoint.ip, endpoint.port)
+    }
+}

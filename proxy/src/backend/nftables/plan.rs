@@ -1,0 +1,302 @@
+//! Service ports to kernel objects, for one family's table. Pure: it allots numbers and remembers them, and does no I/O.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
+use tollgate_model::snapshot::ServicePort;
+
+use super::chain::{Masquerade, Style};
+use super::number::{Classes, Numbers};
+use super::object::{
+    ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff,
+};
+use super::placement::{Placement, Pool, Refusal};
+use super::render::render;
+use super::word::{Balance, PoolKind, Word, low};
+use crate::backend::NodeConfig;
+
+/// What one family's table holds for the Service ports placed so far.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    style: Style,
+    local_pods: Vec<IpNet>,
+    service_cidrs: Vec<IpNet>,
+    placements: BTreeMap<ServicePortName, Placement>,
+    /// Who has a number.
+    owners: BTreeMap<u32, ServicePortName>,
+    /// Who may not be placed twice.
+    frontends: BTreeSet<ElementKey>,
+    numbers: Numbers,
+    classes: Classes,
+    /// Elements that several Service ports may need, with how many do.
+    shared: BTreeMap<Key, usize>,
+    /// Only during the first sync: what the kernel holds, for numbers, slots and refs to stay as they are.
+    listed: Arc<Objects>,
+    listed_numbers: BTreeSet<u32>,
+}
+
+/// What changes while Service ports are placed: the objects touched, as they were and as they will be.
+#[derive(Debug, Default)]
+pub(crate) struct Edit {
+    before: Objects,
+    after: Objects,
+}
+
+impl Edit {
+    /// The difference.
+    pub(crate) fn changes(self) -> Changes {
+        diff(self.before, self.after)
+    }
+}
+
+impl Plan {
+    /// A plan without any Service port.
+    pub(crate) fn new(family: IpFamily, node: &NodeConfig, drops_invalid: bool) -> Self {
+        let local_pods = of_family(&node.cluster_cidrs, family);
+        let masquerade = match (node.masquerade_all, local_pods.is_empty()) {
+            (true, _) => Masquerade::Everything,
+            (false, true) => Masquerade::Nothing,
+            (false, false) => Masquerade::OffCluster,
+        };
+        Self {
+            style: Style { family, masquerade, drops_invalid },
+            local_pods,
+            service_cidrs: of_family(&node.service_cidrs, family),
+            placements: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            frontends: BTreeSet::new(),
+            numbers: Numbers::default(),
+            classes: Classes::default(),
+            shared: BTreeMap::new(),
+            listed: Arc::default(),
+            listed_numbers: BTreeSet::new(),
+        }
+    }
+
+    /// How the table's texts are written.
+    pub(crate) fn style(&self) -> Style {
+        self.style
+    }
+
+    /// Takes over what the kernel holds: until [`forget_listed`](Self::forget_listed), Service ports are placed where
+    /// they are there already, so that a restart rewrites nothing that is right.
+    pub(crate) fn adopt(&mut self, listed: Arc<Objects>) {
+        self.listed_numbers = listed.iter().filter_map(|(key, value)| number(key, value)).collect();
+        self.classes.adopt(&listed);
+        self.listed = listed;
+    }
+
+    /// Ends [`adopt`](Self::adopt).
+    pub(crate) fn forget_listed(&mut self) {
+        self.listed = Arc::default();
+        self.listed_numbers = BTreeSet::new();
+    }
+
+    /// Places each of these Service ports anew, or removes it; `edit` gathers what that changes. Returns those that are
+    /// refused: they have nothing in the table then.
+    pub(crate) fn update(
+        &mut self,
+        changes: &[(&ServicePortName, Option<&ServicePort>)],
+        edit: &mut Edit,
+    ) -> Vec<(ServicePortName, Refusal)> {
+        // All go before any comes, because a frontend may move from one to another.
+        let old: Vec<_> = changes.iter().map(|(name, _)| self.remove(name, edit)).collect();
+        let mut refused = Vec::new();
+        for ((name, wanted), old) in changes.iter().zip(old) {
+            let Some(wanted) = wanted else { continue };
+            if let Err(refusal) = self.place(wanted, old, edit) {
+                refused.push(((*name).clone(), refusal));
+            }
+        }
+        refused
+    }
+
+    fn place(&mut self, wanted: &ServicePort, old: Option<Placement>, edit: &mut Edit) -> Result<(), Refusal> {
+        let family = self.style.family;
+        let old = old.or_else(|| {
+            let listed = Placement::recover(wanted, family, &self.listed)?;
+            (!self.owners.contains_key(&listed.number)).then_some(listed)
+        });
+        let Some(mut placement) = Placement::new(wanted, family, old.as_ref())? else { return Ok(()) };
+        if let Some(frontend) = placement.frontends().find(|frontend| self.frontends.contains(frontend)) {
+            return Err(Refusal::Frontend(frontend.to_string()));
+        }
+        self.enter_classes(&mut placement, wanted, edit)?;
+        placement.number = match old {
+            Some(old) if self.numbers.take(old.number) => old.number,
+            _ => self.numbers.allot(&self.listed_numbers).inspect_err(|_| leave(&mut self.classes, &placement))?,
+        };
+        self.insert(&wanted.name, placement, edit);
+        Ok(())
+    }
+
+    /// Gives each pool its class; on failure, no class is entered.
+    fn enter_classes(
+        &mut self,
+        placement: &mut Placement,
+        wanted: &ServicePort,
+        edit: &mut Edit,
+    ) -> Result<(), Refusal> {
+        let has_endpoints_elsewhere = !wanted.endpoints(self.style.family).cluster.is_empty();
+        let (protocol, timeout) = (placement.protocol, placement.timeout);
+        for (kind, pool) in &mut placement.pools {
+            let Some(balance) = balance(*kind, protocol, pool, timeout) else {
+                // no-local-drop against no-endpoints-reject.
+                let drops = *kind == PoolKind::Local && has_endpoints_elsewhere;
+                pool.class = if drops { low::DROP } else { low::REFUSE };
+                continue;
+            };
+            let is_new = !self.classes.contains(balance);
+            pool.class = self.classes.enter(balance)?;
+            if is_new {
+                self.class_objects(balance, pool.class, &mut edit.after);
+            }
+        }
+        Ok(())
+    }
+
+    fn class_objects(&self, balance: Balance, class: u16, objects: &mut Objects) {
+        for chain in [ChainName::Balance(balance), balance.again()] {
+            // Another class may have made the second one; asking the classes which is dearer than writing it again,
+            // but writing it again would rewrite a chain that is right.
+            let is_there = matches!(chain, ChainName::Again { .. })
+                && self.classes.iter().any(|(other, _)| other != balance && other.again() == chain);
+            if !is_there {
+                let value = Value::Chain(self.style.chain(&chain));
+                objects.insert(Key::Chain(chain), value);
+            }
+        }
+        let (key, value) = pick(class, Verdict::Goto(ChainName::Balance(balance)));
+        objects.insert(key, value);
+    }
+
+    fn insert(&mut self, name: &ServicePortName, placement: Placement, edit: &mut Edit) {
+        placement.elements(&mut edit.after);
+        for key in placement.shared() {
+            let uses = self.shared.entry(key.clone()).or_insert(0);
+            *uses += 1;
+            if *uses == 1 {
+                edit.after.insert(key, Value::Present);
+            }
+        }
+        self.frontends.extend(placement.frontends());
+        self.owners.insert(placement.number, name.clone());
+        self.placements.insert(name.clone(), placement);
+    }
+
+    fn remove(&mut self, name: &ServicePortName, edit: &mut Edit) -> Option<Placement> {
+        let old = self.placements.remove(name)?;
+        old.elements(&mut edit.before);
+        for key in old.shared() {
+            let Some(uses) = self.shared.get_mut(&key) else { continue };
+            *uses -= 1;
+            if *uses == 0 {
+                self.shared.remove(&key);
+                edit.before.insert(key, Value::Present);
+            }
+        }
+        for frontend in old.frontends() {
+            self.frontends.remove(&frontend);
+        }
+        leave(&mut self.classes, &old);
+        self.numbers.free(old.number);
+        self.owners.remove(&old.number);
+        Some(old)
+    }
+
+    /// Forgets the classes that no pool is in.
+    pub(crate) fn sweep(&mut self) {
+        self.classes.sweep();
+    }
+
+    /// Everything that the table should hold.
+    pub(crate) fn objects(&self) -> Objects {
+        let mut objects = self.skeleton();
+        for (balance, class) in self.classes.iter() {
+            self.class_objects(balance, class, &mut objects);
+            let again = balance.again();
+            let value = Value::Chain(self.style.chain(&again));
+            objects.insert(Key::Chain(again), value);
+        }
+        for placement in self.placements.values() {
+            placement.elements(&mut objects);
+        }
+        objects.extend(self.shared.keys().map(|key| (key.clone(), Value::Present)));
+        objects
+    }
+
+    /// What the table holds without any Service port.
+    pub(crate) fn skeleton(&self) -> Objects {
+        let sets = SetName::ALL.into_iter().map(|set| {
+            let (_, comment) = self.style.set(&set);
+            (Key::Set(set), Value::Set(comment))
+        });
+        let chains = FixedChain::ALL.into_iter().map(|chain| {
+            let chain = ChainName::Fixed(chain);
+            let value = Value::Chain(self.style.chain(&chain));
+            (Key::Chain(chain), value)
+        });
+        let cidr = |set: SetName| move |cidr: &IpNet| (Key::Element(set.clone(), ElementKey::Cidr(*cidr)), Value::Present);
+        sets.chain(chains)
+            .chain(self.local_pods.iter().map(cidr(SetName::LocalPods)))
+            .chain(self.service_cidrs.iter().map(cidr(SetName::ServiceCidrs)))
+            .chain([
+                pick(low::REFUSE, Verdict::Goto(ChainName::Fixed(FixedChain::Refuse))),
+                pick(low::DROP, Verdict::Drop),
+            ])
+            .collect()
+    }
+
+    /// The text of a table with one of each sort of chain: what a kernel must take for this plan to work.
+    pub(crate) fn sample(&self) -> String {
+        let mut objects = self.skeleton();
+        for (class, timeout) in [(low::FIRST_BALANCE, None), (low::FIRST_BALANCE + 1, Some(1))] {
+            let balance = Balance { pool: PoolKind::Cluster, protocol: Protocol::Tcp, count: 1, timeout };
+            self.class_objects(balance, class, &mut objects);
+        }
+        render(self.style, &diff(Objects::new(), objects))
+    }
+
+    /// Who has a number.
+    pub(crate) fn owner(&self, number: u32) -> Option<&ServicePortName> {
+        self.owners.get(&number)
+    }
+}
+
+/// The number of the Service port that an object belongs to; `None` for what is not one Service port's alone.
+pub(crate) fn number(key: &Key, value: &Value) -> Option<u32> {
+    let Key::Element(_, key) = key else { return None };
+    let word = match (key, value) {
+        (ElementKey::Frontend(..), Value::Word(word)) | (ElementKey::Slot(word, _) | ElementKey::Word(word), _) => word,
+        _ => return None,
+    };
+    // Number 0 is that of classes.
+    Some(word.number()).filter(|number| *number > 0)
+}
+
+/// The balance of a pool; `None` without endpoints.
+fn balance(pool: PoolKind, protocol: Protocol, of: &Pool, timeout: Option<u32>) -> Option<Balance> {
+    let count = u32::try_from(of.slots.len()).ok().filter(|count| *count > 0)?;
+    Some(Balance { pool, protocol, count, timeout })
+}
+
+fn leave(classes: &mut Classes, placement: &Placement) {
+    for (kind, pool) in &placement.pools {
+        if let Some(balance) = balance(*kind, placement.protocol, pool, placement.timeout) {
+            classes.leave(balance);
+        }
+    }
+}
+
+fn pick(class: u16, verdict: Verdict) -> (Key, Value) {
+    (Key::Element(SetName::Picks, ElementKey::Word(Word::class(class))), Value::Verdict(verdict))
+}
+
+/// The ranges of one family, the fewest that cover the same: an interval set refuses those that overlap.
+fn of_family(cidrs: &[IpNet], family: IpFamily) -> Vec<IpNet> {
+    let cidrs: Vec<_> = cidrs.iter().filter(|cidr| IpFamily::from(IpAddr::from(cidr.addr())) == family).copied().collect();
+    IpNet::aggregate(&cidrs)
+}

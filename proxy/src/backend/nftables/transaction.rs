@@ -1,0 +1,129 @@
+//! What one commit changes in both tables, and how it is taken apart when the kernel refuses it.
+
+use std::collections::BTreeMap;
+
+use tollgate_model::name::IpFamily;
+
+use super::chain::Style;
+use super::kernel;
+use super::object::{Changes, Key};
+use super::plan::number;
+use super::render::render;
+
+/// What changes in one table.
+#[derive(Clone, Debug)]
+pub(crate) struct TableChanges {
+    /// How its texts are written.
+    pub(crate) style: Style,
+    /// What changes.
+    pub(crate) changes: Changes,
+}
+
+/// A Service port in one table: the family and its number there.
+pub(crate) type Owner = (IpFamily, u32);
+
+/// A commit that was refused, in parts that can be refused one by one.
+struct Parts {
+    /// What Service ports share and need; it comes first.
+    shared: Vec<TableChanges>,
+    /// Each Service port's own.
+    own: Vec<(Owner, TableChanges)>,
+    /// What is left over and nobody's; it goes last.
+    leftover: Vec<TableChanges>,
+}
+
+/// The text of a whole commit: one input of nft is one transaction, across tables.
+pub(crate) fn text(tables: &[TableChanges]) -> String {
+    tables.iter().map(|table| render(table.style, &table.changes)).collect()
+}
+
+/// Commits part by part, and returns the Service ports whose part is refused. Halves what is refused until it is one
+/// Service port's: a few refused ones among many cost a few transactions each.
+///
+/// # Errors
+/// When what all Service ports need is refused, or nft can't be run at all.
+pub(crate) fn commit_apart(
+    tables: Vec<TableChanges>,
+    is_owned: impl Fn(Owner) -> bool,
+    mut commit: impl FnMut(&[TableChanges]) -> Result<(), kernel::Error>,
+) -> Result<Vec<(Owner, String)>, kernel::Error> {
+    let parts = apart(tables, is_owned);
+    commit(&parts.shared)?;
+    let mut refused = Vec::new();
+    halve(&parts.own, &mut commit, &mut refused)?;
+    commit(&parts.leftover)?;
+    Ok(refused)
+}
+
+fn halve(
+    parts: &[(Owner, TableChanges)],
+    commit: &mut impl FnMut(&[TableChanges]) -> Result<(), kernel::Error>,
+    refused: &mut Vec<(Owner, String)>,
+) -> Result<(), kernel::Error> {
+    if parts.is_empty() {
+        return Ok(());
+    }
+    match (commit(&joined(parts)), parts) {
+        (Ok(()), _) => Ok(()),
+        (Err(kernel::Error::Refused { cause, .. }), [(owner, _)]) => {
+            refused.push((*owner, cause));
+            Ok(())
+        }
+        (Err(kernel::Error::Refused { .. }), parts) => {
+            let (left, right) = parts.split_at(parts.len() / 2);
+            halve(left, commit, refused)?;
+            halve(right, commit, refused)
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+fn joined(parts: &[(Owner, TableChanges)]) -> Vec<TableChanges> {
+    let mut tables: BTreeMap<IpFamily, TableChanges> = BTreeMap::new();
+    for (_, part) in parts {
+        let table = tables.entry(part.style.family).or_insert_with(|| TableChanges::none(part.style));
+        table.changes.delete.extend_from_slice(&part.changes.delete);
+        table.changes.add.extend_from_slice(&part.changes.add);
+    }
+    for table in tables.values_mut() {
+        table.changes.delete.sort_by(|(a, _), (b, _)| a.cmp(b));
+        table.changes.add.sort_by(|(a, _), (b, _)| a.cmp(b));
+    }
+    tables.into_values().collect()
+}
+
+fn apart(tables: Vec<TableChanges>, is_owned: impl Fn(Owner) -> bool) -> Parts {
+    let mut parts = Parts { shared: Vec::new(), own: Vec::new(), leftover: Vec::new() };
+    for TableChanges { style, changes } in tables {
+        let mut shared = TableChanges::none(style);
+        let mut leftover = TableChanges::none(style);
+        let mut own: BTreeMap<Owner, TableChanges> = BTreeMap::new();
+        let owner = |number: Option<u32>| number.map(|number| (style.family, number)).filter(|owner| is_owned(*owner));
+        let mut replaced_by: BTreeMap<Key, Option<Owner>> = BTreeMap::new();
+        for (key, value) in changes.add {
+            let owner = owner(number(&key, &value));
+            replaced_by.insert(key.clone(), owner);
+            let part = owner.map_or(&mut shared, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(style)));
+            part.changes.add.push((key, value));
+        }
+        for (key, value) in changes.delete {
+            // What is replaced goes with what replaces it.
+            let (owner, rest) = match replaced_by.get(&key) {
+                Some(owner) => (*owner, &mut shared),
+                None => (owner(number(&key, &value)), &mut leftover),
+            };
+            let part = owner.map_or(rest, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(style)));
+            part.changes.delete.push((key, value));
+        }
+        parts.shared.push(shared);
+        parts.leftover.push(leftover);
+        parts.own.extend(own);
+    }
+    parts
+}
+
+impl TableChanges {
+    fn none(style: Style) -> Self {
+        Self { style, changes: Changes::default() }
+    }
+}
