@@ -10,7 +10,8 @@ pub(super) type Edit<T> = (NamespacedName, Option<T>);
 /// The last known objects of one kind.
 #[derive(Debug)]
 pub(super) struct Kept<T> {
-    held: BTreeMap<NamespacedName, T>,
+    /// Boxed, because the nodes of a map that fills up in order are half empty, and objects are large.
+    held: BTreeMap<NamespacedName, Box<T>>,
     /// The list that is coming in, between `Init` and `InitDone`.
     incoming: Option<BTreeMap<NamespacedName, T>>,
     is_complete: bool,
@@ -24,7 +25,7 @@ impl<T> Default for Kept<T> {
 
 impl<T: PartialEq> Kept<T> {
     pub(super) fn get(&self, name: &NamespacedName) -> Option<&T> {
-        self.held.get(name)
+        self.held.get(name).map(Box::as_ref)
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &NamespacedName> {
@@ -61,17 +62,17 @@ impl<T: PartialEq> Kept<T> {
         };
         let gone = self.held.keys().filter(|name| !incoming.contains_key(name));
         let gone: Vec<_> = gone.map(|name| (name.clone(), None)).collect();
-        let changed = incoming.into_iter().filter(|(name, object)| self.held.get(name) != Some(object));
+        let changed = incoming.into_iter().filter(|(name, object)| self.get(name) != Some(object));
         gone.into_iter().chain(changed.map(|(name, object)| (name, Some(object)))).collect()
     }
 
     /// Puts the object, or nothing, in the place of what was there, which is returned if that is a change.
-    pub(super) fn set(&mut self, name: &NamespacedName, object: Option<T>) -> Option<Option<T>> {
-        if self.held.get(name) == object.as_ref() {
+    pub(super) fn set(&mut self, name: &NamespacedName, object: Option<T>) -> Option<Option<Box<T>>> {
+        if self.get(name) == object.as_ref() {
             return None;
         }
         Some(match object {
-            Some(object) => self.held.insert(name.clone(), object),
+            Some(object) => self.held.insert(name.clone(), Box::new(object)),
             None => self.held.remove(name),
         })
     }

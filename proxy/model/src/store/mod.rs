@@ -280,7 +280,7 @@ impl Store {
                 warn_of_rejected(&new.rejected);
             }
             let new_owner = new.and_then(EndpointSlice::owner);
-            if let Some(owner) = old.as_ref().and_then(EndpointSlice::owner) {
+            if let Some(owner) = old.and_then(|old| old.owner()) {
                 self.touched.insert(owner.clone());
                 self.slices_by_owner.remove(&(owner, Arc::clone(&name.name)));
             }

@@ -15,8 +15,8 @@ use crate::store::{Event, NodePortAddresses, StoreConfig};
 /// An object as a source gets it, valid or not.
 #[derive(Clone, Debug)]
 pub(super) enum Given {
-    Service(v1::Service),
-    EndpointSlice(discovery::EndpointSlice),
+    Service(Box<v1::Service>),
+    EndpointSlice(Box<discovery::EndpointSlice>),
     Node(Box<v1::Node>),
 }
 
@@ -24,7 +24,7 @@ pub(super) enum Given {
 #[derive(Clone, Debug)]
 pub(super) enum Told {
     Init(Kind),
-    Apply(Box<Given>),
+    Apply(Given),
     Delete(Kind, NamespacedName),
     InitDone(Kind),
     /// The addresses of the interfaces are these now.
@@ -56,8 +56,8 @@ impl Given {
 impl From<Given> for Event {
     fn from(given: Given) -> Self {
         match given {
-            Given::Service(service) => service.into(),
-            Given::EndpointSlice(slice) => slice.into(),
+            Given::Service(service) => (*service).into(),
+            Given::EndpointSlice(slice) => (*slice).into(),
             Given::Node(node) => (*node).into(),
         }
     }
@@ -95,7 +95,7 @@ pub(super) fn histories() -> impl Strategy<Value = Vec<Told>> {
 
 fn told() -> impl Strategy<Value = Told> {
     prop_oneof![
-        10 => given().prop_map(|given| Told::Apply(Box::new(given))),
+        10 => given().prop_map(Told::Apply),
         3 => deleted(),
         2 => select(&KINDS[..]).prop_map(Told::Init),
         2 => select(&KINDS[..]).prop_map(Told::InitDone),
@@ -118,8 +118,8 @@ fn deleted() -> impl Strategy<Value = Told> {
 
 pub(super) fn given() -> impl Strategy<Value = Given> {
     prop_oneof![
-        4 => services().prop_map(Given::Service),
-        4 => slices().prop_map(Given::EndpointSlice),
+        4 => services().prop_map(|service| Given::Service(Box::new(service))),
+        4 => slices().prop_map(|slice| Given::EndpointSlice(Box::new(slice))),
         1 => nodes().prop_map(|node| Given::Node(Box::new(node))),
     ]
 }

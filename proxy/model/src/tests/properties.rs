@@ -86,7 +86,7 @@ impl Naive {
                 self.incoming.insert(*kind, BTreeMap::new());
             }
             Told::Apply(given) => {
-                self.list(given.kind()).insert(given.name(), (**given).clone());
+                self.list(given.kind()).insert(given.name(), given.clone());
             }
             Told::Delete(kind, name) => {
                 self.list(*kind).remove(name);
@@ -131,7 +131,7 @@ impl Naive {
 fn tell(store: &mut Store, told: Told) -> Option<Snapshot> {
     match told {
         Told::Init(kind) => store.apply(Event::Init(kind)),
-        Told::Apply(given) => store.apply((*given).into()),
+        Told::Apply(given) => store.apply(given.into()),
         Told::Delete(kind, name) => store.apply(Event::Delete(kind, name)),
         Told::InitDone(kind) => store.apply(Event::InitDone(kind)),
         Told::Interfaces(addresses) => store.apply(interfaces(&addresses)),
@@ -239,8 +239,9 @@ impl PartialEq for Counted {
 #[test]
 fn a_diff_does_not_visit_what_is_shared() {
     type Map = OrdMap<u32, Arc<Counted>>;
+    type Edit = fn(&mut Map);
     let old: Map = (0..50_000).map(|i| (2 * i, Arc::new(Counted(i)))).collect();
-    let edits: [(&str, fn(&mut Map)); 4] = [
+    let edits: [(&str, Edit); 4] = [
         ("change", |map| drop(map.insert(50_000, Arc::new(Counted(7))))),
         ("add", |map| drop(map.insert(50_001, Arc::new(Counted(7))))),
         ("remove", |map| drop(map.remove(&50_000))),
