@@ -5,11 +5,13 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use tollgate_api::v1::Key;
 use tollgate_lab::harness::{judge, run};
+use tollgate_lab::object::{self, Service, Slice};
 use tollgate_lab::process::{Log, Program};
 use tollgate_lab::{
-    Cluster, Counters, Family, HTTP_PORT, Load, NetNs, Outcome, Protocol, TCP_PORT, Topology, address, eventually,
-    isolate,
+    Cluster, ControlPlane, Counters, Family, HTTP_PORT, Load, NetNs, Outcome, Protocol, TCP_PORT, Topology, address,
+    eventually, isolate,
 };
 
 type Case = fn(&mut Cluster) -> Result<()>;
@@ -26,6 +28,7 @@ const CASES: &[(&str, Case)] = &[
     ("a_load_reports_what_failed", a_load_reports_what_failed),
     ("processes_run_inside_and_die_with_their_guard", processes_run_inside_and_die_with_their_guard),
     ("labs_stand_side_by_side", labs_stand_side_by_side),
+    ("the_control_plane_stops_resumes_and_starts_anew", the_control_plane_stops_resumes_and_starts_anew),
     ("a_panic_leaves_nothing", a_panic_leaves_nothing),
 ];
 
@@ -198,6 +201,29 @@ fn labs_stand_side_by_side(cluster: &mut Cluster) -> Result<()> {
     cluster.pod("pod-1a").probe().tcp(server).answer()?;
     let reply = other.pod("pod-1a").probe().tcp(server);
     ensure!(reply.outcome == Outcome::Refused, "the other lab has the same addresses: {reply}");
+    Ok(())
+}
+
+fn the_control_plane_stops_resumes_and_starts_anew(cluster: &mut Cluster) -> Result<()> {
+    let mut control_plane = ControlPlane::start(cluster.control_host())?;
+    let key = || Key::service("default", "web");
+    let client = control_plane.client();
+    client.apply(object::namespace("default"))?;
+    let stored = client.apply(Service::new("default", "web").port(Protocol::Tcp, 80))?;
+    ensure!(stored["spec"]["clusterIPs"].as_array().is_some_and(|ips| ips.len() == 2), "dual stack: {stored}");
+    for slice in Slice::both("default", "web", &[cluster.pod("pod-1a")]) {
+        client.apply(slice)?;
+    }
+    ensure!(client.newest_write() == client.revision()?, "the client knows what it wrote last");
+    control_plane.stop()?;
+    control_plane.resume()?;
+    ensure!(control_plane.client().get(key())? == stored, "the store outlives a stop");
+    control_plane.kill9()?;
+    ensure!(control_plane.client().get(key()).is_err(), "nobody is there");
+    control_plane.resume()?;
+    ensure!(control_plane.client().get(key())? == stored, "the store outlives a kill");
+    control_plane.start_anew()?;
+    ensure!(control_plane.client().get(key()).is_err(), "the new store is empty");
     Ok(())
 }
 
