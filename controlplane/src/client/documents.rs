@@ -136,9 +136,9 @@ fn parse_piece(piece: &str, line: usize) -> Result<Value, String> {
         serde_saphyr::from_str_with_options::<Value>(text, serde_saphyr::options! { budget: None, with_snippet: false })
     };
     // Parsed again below as many empty lines as come before it, so that the error names the line of the file.
-    parse(piece).or_else(|error| {
+    parse(piece).map_err(|error| {
         let lines = "\n".repeat(line - 1);
-        Err(format!("is not YAML: {}", parse(&(lines + piece)).err().unwrap_or(error)))
+        format!("is not YAML: {}", parse(&(lines + piece)).err().unwrap_or(error))
     })
 }
 
@@ -238,9 +238,9 @@ mod tests {
 
     #[test]
     fn large_manifests_are_read() {
-        let text: String =
-            (0..30_000).map(|n| format!("- {{a: [{n}, 1, 2, 3, 4, 5, 6, 7, 8, 9], b: x, c: y}}\n")).collect();
-        assert_eq!(parse("f", &text).len(), 30_000);
+        // More than the parser lets through unasked.
+        let text = format!("a: [{}]", "1,".repeat(260_000));
+        assert!(parse("f", &text)[0].content.is_ok());
     }
 
     #[test]

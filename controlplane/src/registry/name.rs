@@ -95,10 +95,12 @@ fn is_label(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    type Row<'a> = (&'a str, fn(&str) -> Check, &'a [&'a str], &'a [&'a str]);
+
     #[test]
     fn names_follow_their_forms() {
         let long = "a".repeat(64);
-        let rows: [(&str, fn(&str) -> Check, &[&str], &[&str]); 6] = [
+        let rows: [Row<'_>; 6] = [
             ("label", check_dns_1123_label, &["a", "0a", "a-b", "1"], &["", "A", "-a", "a-", "a.b", "a_b", &long]),
             ("1035", check_dns_1035_label, &["a", "a-b", "a0"], &["", "0a", "a.b", "-a"]),
             ("subdomain", check_dns_1123_subdomain, &["a", "a.b", "0.1", &long], &["", ".", "a..b", "a.", "A.b"]),

@@ -101,7 +101,7 @@ pub enum Error {
         /// The store's file.
         path: PathBuf,
         /// Why not.
-        source: redb::Error,
+        source: Box<redb::Error>,
     },
     /// A read failed.
     #[error("cannot {action} the store {}", .path.display())]
@@ -111,7 +111,7 @@ pub enum Error {
         /// The store's file.
         path: PathBuf,
         /// Why it failed.
-        source: redb::Error,
+        source: Box<redb::Error>,
     },
     /// The store holds something that it can't have written.
     #[error("the store {} is damaged: {what}", .path.display())]

@@ -69,14 +69,14 @@ impl Embedded {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let result = match database.as_ref() {
             Some(database) => database.begin_read().map_err(Failure::from).and_then(|transaction| with(&transaction)),
-            None => Err(Failure::Redb(redb::Error::DatabaseClosed)),
+            None => Err(Failure::from(redb::Error::DatabaseClosed)),
         };
         result.map_err(|failure| failure.on("read", &self.path))
     }
 
     fn write(&self, changes: &[Change]) -> Result<u64, Failure> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_ref() else { return Err(Failure::Redb(redb::Error::DatabaseClosed)) };
+        let Some(database) = database.as_ref() else { return Err(Failure::from(redb::Error::DatabaseClosed)) };
         let transaction = database.begin_write()?;
         let compacted = write_changes(&transaction, changes, self.keep)?;
         transaction.commit()?;
@@ -179,7 +179,7 @@ fn open_database(path: &Path) -> Result<Database, Error> {
             Error::Damaged { path: path.to_owned(), what: format!("it is no redb file ({source})") }
         }
         DatabaseError::Storage(redb::StorageError::Corrupted(what)) => Error::Damaged { path: path.to_owned(), what },
-        other => Error::Open { path: path.to_owned(), source: other.into() },
+        other => Error::Open { path: path.to_owned(), source: Box::new(other.into()) },
     })
 }
 
@@ -272,23 +272,25 @@ fn change_of(revision: u64, path: &str, json: Option<&[u8]>) -> Result<Change, F
 
 /// A failure before it is known in which file.
 enum Failure {
-    Redb(redb::Error),
+    Redb(Box<redb::Error>),
     Damaged(String),
 }
 
 impl<E: Into<redb::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure::Redb(error.into())
+        Failure::Redb(Box::new(error.into()))
     }
 }
 
 impl Failure {
     fn on(self, action: &'static str, path: &Path) -> Error {
+        let damaged = |what| Error::Damaged { path: path.to_owned(), what };
         match self {
-            Failure::Redb(redb::Error::Corrupted(what)) | Failure::Damaged(what) => {
-                Error::Damaged { path: path.to_owned(), what }
-            }
-            Failure::Redb(source) => Error::Io { action, path: path.to_owned(), source },
+            Failure::Damaged(what) => damaged(what),
+            Failure::Redb(source) => match *source {
+                redb::Error::Corrupted(what) => damaged(what),
+                source => Error::Io { action, path: path.to_owned(), source: Box::new(source) },
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Which IP families a Service has, and which addresses it asks for, from what its manifest says and what it had.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::ServiceSpec;
@@ -155,7 +156,7 @@ fn resolve_families(
     findings: &mut Findings,
 ) -> Vec<IpFamily> {
     // Endpoints of a headless Service without a selector are written by hand and may be of any family.
-    let is_free = is_headless && spec.selector.as_ref().is_none_or(|selector| selector.is_empty());
+    let is_free = is_headless && spec.selector.as_ref().is_none_or(BTreeMap::is_empty);
     let parse = |list: &Option<Vec<String>>| -> Vec<IpFamily> {
         list.iter().flatten().filter_map(|family| family.parse().ok()).collect()
     };
