@@ -12,7 +12,119 @@
 //! - [`sync`]: the reconcile loop; the only part that knows both the model and a backend.
 //! - [`backend`]: how a snapshot becomes kernel objects, by mode.
 //! - [`conntrack`]: stale UDP flows.
+//! - [`node`], [`address`]: this node's object and its own addresses.
 //! - [`health`], [`metrics`]: what the outside can ask.
 
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot, watch};
+use tollgate_model::store::Store;
+
+use crate::config::Config;
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::node::Registration;
+use crate::source::grpc::Grpc;
+use crate::sync::Sync;
+
+pub mod address;
 pub mod backend;
+pub mod config;
 pub mod conntrack;
+pub mod health;
+pub mod metrics;
+pub mod node;
+pub mod source;
+pub mod sync;
+
+/// How many updates may wait for the store: enough that the network is never waited for, few enough to bound memory.
+const UPDATES: usize = 4096;
+
+/// Why the daemon could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Signals can't be received.
+    #[error("cannot receive signals")]
+    Signal(#[source] std::io::Error),
+    /// `/healthz` or `/metrics` can't be served.
+    #[error(transparent)]
+    Serve(#[from] health::ServeError),
+    /// The node's addresses can't be read.
+    #[error("no --node-ip is given, and the node's addresses can't be read")]
+    Address(#[from] address::Error),
+    /// The mode lacks something on this machine.
+    #[error("the mode {mode} can't be used here")]
+    Backend {
+        /// The mode.
+        mode: backend::Mode,
+        /// What is missing.
+        #[source]
+        cause: backend::Error,
+    },
+    /// A part of the daemon that never ends has ended.
+    #[error("{0} ended, which it never should; see the log above")]
+    Ended(&'static str),
+    /// No thread.
+    #[error("cannot start a thread for the backend")]
+    Thread(#[source] std::io::Error),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Leaves the kernel as it is then: a restart must not hurt.
+///
+/// # Errors
+/// When it can't start, or when a part of it that must go on has ended.
+pub async fn run(config: Config) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
+
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(Health::new(2 * config.sync_period));
+    if let Some(address) = config.healthz_bind_address {
+        health::serve(address, health.clone(), metrics.clone()).await?;
+    }
+    if let Some(address) = config.metrics_bind_address {
+        metrics::serve(address, metrics.clone()).await?;
+    }
+    let node_ips = if config.node_ips.is_empty() { address::primary().await? } else { config.node_ips.clone() };
+    let (mode, node_config) = (config.mode, config.node.clone());
+    let backend = backend::open(mode, node_config).map_err(|cause| Error::Backend { mode, cause })?;
+    tracing::info!(node = config.node_name, ?node_ips, %mode, version = env!("CARGO_PKG_VERSION"), "starting");
+
+    let (updates, received) = mpsc::channel(UPDATES);
+    let (desired, newest) = watch::channel(None);
+    let sync = Sync::new(backend, config.sync_period, metrics.clone(), health.clone());
+    let sync_ended = spawn(sync, newest).map_err(Error::Thread)?;
+    let store = Store::new(config.store_config(&node_ips));
+    let feed = tokio::spawn(source::feed(store, received, desired, metrics.clone(), health));
+    let registration = config.register_node.then(|| Registration {
+        name: config.node_name.clone(),
+        ips: node_ips,
+        zone: config.zone.clone(),
+    });
+    let client = format!("tollgate-proxy {}", config.node_name);
+    let source = tokio::spawn(Grpc::new(config.control_plane, client, registration, updates, metrics).run());
+
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        _ = sync_ended => return Err(Error::Ended("the sync loop")),
+        _ = feed => return Err(Error::Ended("the store")),
+        _ = source => return Err(Error::Ended("the source")),
+    }
+    tracing::info!("stopping; the rules stay in place");
+    Ok(())
+}
+
+/// Starts the loop on a thread of its own; the receiver hears when it ends, also by a panic.
+fn spawn(sync: Sync, newest: watch::Receiver<Option<sync::Desired>>) -> std::io::Result<oneshot::Receiver<()>> {
+    let (ended, hears) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("sync".to_owned()).spawn(move || {
+        // Dropped when the thread ends in whichever way.
+        let _ended: oneshot::Sender<()> = ended;
+        sync.run(&runtime, newest);
+    })?;
+    Ok(hears)
+}

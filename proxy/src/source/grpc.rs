@@ -1,0 +1,205 @@
+//! The bundled control plane as source: one watch, kept up for ever.
+//!
+//! It reconnects with backoff and jitter, resumes where it was, and where that can't be done watches anew; the store turns
+//! such a relist into the changes that it implies. While the control plane is away, nothing changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::sync::mpsc;
+use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::v1::watch_event::Event as Said;
+use tollgate_api::v1::{Kind, Relist, ResumeToken, WatchRequest};
+use tollgate_model::store::Event;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::{Update, object};
+use crate::metrics::Metrics;
+use crate::node::Registration;
+use crate::sync::chain;
+
+/// What the watch carries.
+const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
+
+const MIN_DELAY: Duration = Duration::from_millis(100);
+/// A control plane that is back is found within this time.
+const MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// A control plane that says nothing for this long is asked whether it is still there, and must answer as quickly.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// The source and what it remembers between connections.
+pub struct Grpc {
+    uri: Uri,
+    registration: Option<Registration>,
+    /// Who watches, for the server's log.
+    client: String,
+    updates: mpsc::Sender<Update>,
+    metrics: Arc<Metrics>,
+    /// Where the next watch goes on; none until a first list is complete.
+    resume: Option<ResumeToken>,
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("cannot connect")]
+    Connect(#[source] tonic::transport::Error),
+    #[error("{what} failed ({code:?}): {message}", code = status.code(), message = status.message())]
+    Refused { what: &'static str, status: tonic::Status },
+    #[error("the watch can't be resumed ({}), watching anew", .0.message)]
+    Relist(Relist),
+    #[error("the server ended the watch")]
+    Closed,
+    #[error("nobody takes the updates any more")]
+    Stopped,
+}
+
+impl Grpc {
+    /// A source that has not connected yet. `registration` makes this node's Node object where it is missing.
+    #[must_use]
+    pub fn new(
+        uri: Uri,
+        client: String,
+        registration: Option<Registration>,
+        updates: mpsc::Sender<Update>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { uri, registration, client, updates, metrics, resume: None }
+    }
+
+    /// Watches for ever; ends only when nobody takes its updates any more.
+    pub async fn run(mut self) {
+        let mut backoff = delays();
+        loop {
+            tracing::info!(control_plane = %self.uri, "connecting to the control plane");
+            let before = self.resume.clone();
+            let ended = self.session().await;
+            self.metrics.source_connected.set(0);
+            if self.resume != before {
+                // It worked for a while: this is a new failure, not the same one again.
+                backoff = delays();
+            }
+            let delay = match &ended {
+                Ended::Stopped => return,
+                Ended::Relist(_) => MIN_DELAY,
+                _ => backoff.next().unwrap_or(MAX_DELAY),
+            };
+            tracing::warn!(
+                control_plane = %self.uri, error = %chain(&ended), retry_in = ?delay,
+                "waiting for the control plane; until it is back, the kernel keeps what it has"
+            );
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// One connection, from its beginning to its end.
+    async fn session(&mut self) -> Ended {
+        match self.watch().await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn watch(&mut self) -> Result<std::convert::Infallible, Ended> {
+        let channel = connect(self.uri.clone()).await.map_err(Ended::Connect)?;
+        // One object can be larger than tonic's default of 4 MiB: Kubernetes allows 1.5 MiB, other stores more.
+        let mut client = ControlPlaneClient::new(channel).max_decoding_message_size(64 << 20);
+        if let Some(registration) = &mut self.registration {
+            let refused = |status| Ended::Refused { what: "registering this node", status };
+            registration.ensure_node(&mut client).await.map_err(refused)?;
+        }
+        let request = WatchRequest {
+            kinds: KINDS.map(i32::from).to_vec(),
+            resume: self.resume.clone(),
+            client: self.client.clone(),
+        };
+        let refused = |status| Ended::Refused { what: "the watch", status };
+        let mut stream = client.watch(request).await.map_err(refused)?.into_inner();
+        let resumed_at = self.resume.as_ref().map(|token| token.revision);
+        tracing::info!(control_plane = %self.uri, ?resumed_at, "watching");
+        self.metrics.source_connected.set(1);
+        while let Some(message) = stream.message().await.map_err(refused)? {
+            if let Some(said) = message.event {
+                self.take(said).await?;
+            }
+        }
+        Err(Ended::Closed)
+    }
+
+    async fn take(&mut self, said: Said) -> Result<(), Ended> {
+        match said {
+            Said::Init(_) => {
+                // The list is not a place to resume from until it is complete.
+                self.resume = None;
+                for kind in KINDS.into_iter().filter_map(object::kind) {
+                    self.send(Some(Event::Init(kind)), None).await?;
+                }
+            }
+            Said::Apply(object) => {
+                let revision = self.advance(object.revision);
+                let kind = object.key.as_ref().map(tollgate_api::v1::Key::kind);
+                match kind {
+                    Some(Kind::Service) => self.metrics.service_changes.inc(),
+                    Some(Kind::EndpointSlice) => self.metrics.endpoint_changes.inc(),
+                    _ => 0,
+                };
+                let (event, triggered) = object::applied(&object);
+                let update = Update { event, revision, triggered: triggered.filter(|_| revision.is_some()) };
+                self.updates.send(update).await.map_err(|_| Ended::Stopped)?;
+            }
+            Said::Delete(deleted) => {
+                let revision = self.advance(deleted.revision);
+                self.send(deleted.key.as_ref().and_then(object::deleted), revision).await?;
+            }
+            Said::InitDone(done) => {
+                let token = done.at.unwrap_or_default();
+                let revision = token.revision;
+                tracing::info!(revision, "the control plane has said everything");
+                self.resume = Some(token);
+                for kind in KINDS.into_iter().filter_map(object::kind) {
+                    self.send(Some(Event::InitDone(kind)), None).await?;
+                }
+                self.send(None, Some(revision)).await?;
+            }
+            Said::Progress(progress) => {
+                let token = progress.at.unwrap_or_default();
+                let revision = self.advance(token.revision);
+                self.send(None, revision).await?;
+            }
+            Said::Relist(relist) => {
+                self.resume = None;
+                return Err(Ended::Relist(relist));
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the token on; says nothing while a list is incomplete.
+    fn advance(&mut self, revision: u64) -> Option<u64> {
+        let token = self.resume.as_mut()?;
+        token.revision = revision;
+        Some(revision)
+    }
+
+    async fn send(&self, event: Option<Event>, revision: Option<u64>) -> Result<(), Ended> {
+        self.updates.send(Update { event, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
+    }
+}
+
+fn delays() -> <ExponentialBuilder as BackoffBuilder>::Backoff {
+    let builder = ExponentialBuilder::new().with_min_delay(MIN_DELAY).with_max_delay(MAX_DELAY);
+    builder.with_jitter().without_max_times().build()
+}
+
+async fn connect(uri: Uri) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from(uri)
+        .connect_timeout(KEEP_ALIVE)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect()
+        .await
+}

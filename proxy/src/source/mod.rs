@@ -1,0 +1,55 @@
+//! Where Services and EndpointSlices come from, and their way into snapshots.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tollgate_model::store::{Event, Store};
+
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::sync::Desired;
+
+pub mod grpc;
+mod object;
+
+/// How many updates are taken in before a snapshot is handed on: a burst becomes few snapshots, a single change waits for
+/// nothing.
+const BATCH: usize = 1024;
+
+/// One thing that a source says.
+#[derive(Debug)]
+pub struct Update {
+    /// What happened; nothing, if the source only says how far it is.
+    pub event: Option<Event>,
+    /// The revision up to which the source has now said everything, if it has.
+    pub revision: Option<u64>,
+    /// When the change was made, where the object says so.
+    pub triggered: Option<Timestamp>,
+}
+
+/// Owns the store: applies what the source says, in order, and hands on the newest snapshot. Ends when the source does.
+pub async fn feed(
+    mut store: Store,
+    mut updates: mpsc::Receiver<Update>,
+    desired: watch::Sender<Option<Desired>>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+) {
+    let mut revision = 0;
+    let mut batch = Vec::with_capacity(BATCH);
+    while updates.recv_many(&mut batch, BATCH).await > 0 {
+        for update in batch.drain(..) {
+            revision = update.revision.unwrap_or(revision);
+            metrics.queued(revision, update.triggered);
+            if let Some(event) = update.event {
+                store.apply(event);
+            }
+        }
+        health.set_node_is_being_deleted(store.node_is_being_deleted());
+        if let Some(snapshot) = store.snapshot() {
+            health.queued();
+            desired.send_replace(Some(Desired { snapshot, revision }));
+        }
+    }
+}
