@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod build;
+mod demo;
 mod setup;
 mod test;
 
@@ -19,12 +20,14 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Setup(setup::Args),
+    Demo(demo::Args),
     Test(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup(args) => setup::run(&args),
+        Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
     };
     match result {
