@@ -51,7 +51,10 @@ pub(super) fn address(mut object: Value, namespace: Option<&str>) -> Result<(Key
         return Err(format!("{kind} {name} ({api_version}) is not supported and was skipped; supported are {known}"));
     };
     if name.is_empty() {
-        return Err(format!("the {kind} has no metadata.name"));
+        return Err(match object.pointer("/metadata/name") {
+            Some(other) => format!("the {kind}'s metadata.name is {other}, but must be text: put it in quotes"),
+            None => format!("the {kind} has no metadata.name"),
+        });
     }
     if !kind.is_namespaced() {
         return Ok((Key::new(kind, "", name), object));
@@ -132,8 +135,10 @@ fn parse_yaml(name: &str, text: &str) -> Vec<Document> {
 
 fn parse_piece(piece: &str, line: usize) -> Result<Value, String> {
     let parse = |text: &str| {
-        // The limits are for input from strangers; these are the user's own files, and large ones are the point.
-        serde_saphyr::from_str_with_options::<Value>(text, serde_saphyr::options! { budget: None, with_snippet: false })
+        // The limits are for input from strangers; these are the user's own files, and large ones are the point. A
+        // label of "n" or "on" is text: only true and false are not.
+        let options = serde_saphyr::options! { budget: None, with_snippet: false, strict_booleans: true };
+        serde_saphyr::from_str_with_options::<Value>(text, options)
     };
     // Parsed again below as many empty lines as come before it, so that the error names the line of the file.
     parse(piece).map_err(|error| {
@@ -191,7 +196,7 @@ mod tests {
 
     #[test]
     fn texts_are_cut_into_documents() {
-        let rows: [(&str, &str, &[&str]); 8] = [
+        let rows: [(&str, &str, &[&str]); 9] = [
             ("one", "a: 1\n", &[r#"f = {"a":1}"#]),
             (
                 "several",
@@ -211,6 +216,11 @@ mod tests {
                 &[r#"f: document 1 = {"a":1}"#, r#"f: document 2 = {"b":2}"#],
             ),
             ("YAML that begins like JSON", "{a: 1}", &[r#"f = {"a":1}"#]),
+            (
+                "words that some YAML takes for booleans",
+                "{a: n, b: on, c: true}",
+                &[r#"f = {"a":"n","b":"on","c":true}"#],
+            ),
             ("nothing", "", &[]),
         ];
         for (name, text, expected) in rows {

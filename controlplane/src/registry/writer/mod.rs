@@ -181,3 +181,6 @@ impl From<store::Error> for Error {
         Error::Store(Arc::new(error))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! The real binary: its verbs, its end by signals, and what is left after `kill -9`.
+
+#![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod cli;
+mod crash;
+mod process;

@@ -1,0 +1,77 @@
+//! The real binary: a server process, and runs of the verbs.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::JoinHandle;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_tollgate-controlplane");
+
+/// A server process; killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) url: String,
+    /// Reads the log to its end, or the server would block on a full pipe.
+    log: Option<JoinHandle<String>>,
+}
+
+impl Process {
+    /// Starts a server over a directory and waits until it listens.
+    pub(crate) fn start(data_dir: &Path) -> Self {
+        let mut child = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir).spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        let url = loop {
+            let from = seen.len();
+            assert_ne!(log.read_line(&mut seen).unwrap(), 0, "the server did not start: {seen}");
+            if let Some((_, rest)) = seen[from..].split_once("listening on ") {
+                break format!("http://{}", rest.split_whitespace().next().unwrap());
+            }
+        };
+        let log = std::thread::spawn(move || {
+            let _ = log.read_to_string(&mut seen);
+            seen
+        });
+        Process { child, url, log: Some(log) }
+    }
+
+    /// SIGKILL: no chance to put anything in order.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Sends a signal and waits for the end. Returns whether that was exit status 0, and the log.
+    pub(crate) fn signal(mut self, signal: Signal) -> (bool, String) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+        let status = self.child.wait().unwrap();
+        (status.success(), self.log.take().unwrap().join().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary with the words, all its channels in the test's hands, and nothing of the tester's settings.
+pub(crate) fn command(words: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(words).env_remove("TOLLGATE_SERVER").env_remove("RUST_LOG");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs a verb to its end.
+pub(crate) fn run(command: &mut Command, input: &str) -> (bool, String, String) {
+    let mut child = command.spawn().unwrap();
+    // A verb that does not read its input has closed it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    (status.success(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
