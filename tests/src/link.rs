@@ -6,7 +6,9 @@ use anyhow::{Context, Result, anyhow};
 use futures::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::address::AddressHeaderFlags;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+use netlink_packet_route::link::{
+    InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::netns::NetNs;
@@ -61,9 +63,24 @@ impl Links {
         let set = LinkBridgePort::new(port_index).hairpin(hairpin).build();
         block_on(async {
             self.handle.link().set(join).execute().await?;
-            self.handle.link().set(set).execute().await
+            // RTM_NEWLINK: the kernel leaves a port's own settings in an RTM_SETLINK unread, without an error.
+            self.handle.link().change(set).execute().await
         })
         .with_context(|| format!("can't put {port} on bridge {bridge}"))
+    }
+
+    /// Whether a frame may leave through the bridge port that it came in by.
+    pub fn is_hairpin(&self, port: &str) -> Result<bool> {
+        let link = self.link(port)?;
+        let info = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::LinkInfo(info) => Some(info),
+            _ => None,
+        });
+        let is_on = |info: &LinkInfo| match info {
+            LinkInfo::PortData(InfoPortData::BridgePort(port)) => port.contains(&InfoBridgePort::HairpinMode(true)),
+            _ => false,
+        };
+        Ok(info.is_some_and(|info| info.iter().any(is_on)))
     }
 
     /// Brings a device up.
@@ -115,10 +132,13 @@ impl Links {
     }
 
     fn index(&self, name: &str) -> Result<u32> {
+        Ok(self.link(name)?.header.index)
+    }
+
+    fn link(&self, name: &str) -> Result<LinkMessage> {
         let mut links = self.handle.link().get().match_name(name.to_owned()).execute();
-        let link = block_on(links.try_next())
+        block_on(links.try_next())
             .with_context(|| format!("can't look for device {name}"))?
-            .with_context(|| format!("there is no device {name}"))?;
-        Ok(link.header.index)
+            .with_context(|| format!("there is no device {name}"))
     }
 }

@@ -21,6 +21,7 @@ const CASES: &[(&str, Case)] = &[
     ("nodes_and_outside_hosts_reach_pods", nodes_and_outside_hosts_reach_pods),
     ("probes_tell_refused_unreachable_and_timeout_apart", probes_tell_refused_unreachable_and_timeout_apart),
     ("what_a_node_lets_go_astray_is_counted", what_a_node_lets_go_astray_is_counted),
+    ("pods_are_on_hairpin_ports", pods_are_on_hairpin_ports),
     ("servers_stop_and_start", servers_stop_and_start),
     ("a_held_connection_notices_its_end", a_held_connection_notices_its_end),
     ("a_flow_keeps_its_source_port", a_flow_keeps_its_source_port),
@@ -106,6 +107,15 @@ fn what_a_node_lets_go_astray_is_counted(cluster: &mut Cluster) -> Result<()> {
         cluster.pod("pod-1a").probe().impatient().udp((nobody, 80).into());
         let after = cluster.strays()?;
         ensure!(after == before + 1, "{family}: {before} strays, then {after}");
+    }
+    Ok(())
+}
+
+fn pods_are_on_hairpin_ports(cluster: &mut Cluster) -> Result<()> {
+    for node in cluster.nodes() {
+        for pod in node.pods() {
+            ensure!(node.netns().links()?.is_hairpin(pod.name())?, "{} has no way to itself", pod.name());
+        }
     }
     Ok(())
 }
