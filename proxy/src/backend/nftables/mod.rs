@@ -44,6 +44,9 @@ mod render;
 mod transaction;
 mod word;
 
+#[cfg(test)]
+mod tests;
+
 /// Where the kernel says whether it takes TCP packets outside the window for valid ones.
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
 

@@ -1,0 +1,331 @@
+//! The nftables backend on the real kernel, each test in a network namespace of its own.
+
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use libtest_mimic::{Arguments, Trial};
+use tollgate_model::name::{IpFamily, Protocol};
+use tollgate_model::service::{SessionAffinity, TrafficPolicy};
+use tollgate_model::snapshot::{ServicePort, Snapshot};
+use tollgate_proxy::backend::nftables::Nftables;
+use tollgate_proxy::backend::{Backend, NodeConfig, Observed, Report, Scope};
+
+use crate::netns::isolated;
+use crate::sample::{service, snapshot};
+
+mod netns;
+mod sample;
+
+fn main() -> ExitCode {
+    let tests: [(&str, fn()); 16] = [
+        ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
+        ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
+        ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
+        ("a_restart_with_another_snapshot_keeps_what_stays", a_restart_with_another_snapshot_keeps_what_stays),
+        ("a_deleted_element_is_repaired", a_deleted_element_is_repaired),
+        ("an_altered_element_is_repaired", an_altered_element_is_repaired),
+        ("a_foreign_element_is_swept", a_foreign_element_is_swept),
+        ("a_foreign_chain_and_set_in_our_table_are_swept", a_foreign_chain_and_set_in_our_table_are_swept),
+        ("flushed_added_and_deleted_rules_are_repaired", flushed_added_and_deleted_rules_are_repaired),
+        ("a_deleted_table_is_made_anew", a_deleted_table_is_made_anew),
+        ("a_set_declared_otherwise_is_made_anew_in_place", a_set_declared_otherwise_is_made_anew_in_place),
+        ("a_change_that_meets_drift_becomes_a_full_sync", a_change_that_meets_drift_becomes_a_full_sync),
+        ("what_is_refused_holds_up_nobody", what_is_refused_holds_up_nobody),
+        ("foreign_tables_are_untouched", foreign_tables_are_untouched),
+        ("cleanup_is_complete_and_idempotent", cleanup_is_complete_and_idempotent),
+        ("a_family_that_the_node_lacks_has_no_table", a_family_that_the_node_lacks_has_no_table),
+    ];
+    let trials = tests.map(|(name, test)| Trial::test(name, move || isolated(test)));
+    libtest_mimic::run(&Arguments::from_args(), trials.into()).exit_code()
+}
+
+// === what is synced ===
+
+fn config() -> NodeConfig {
+    NodeConfig {
+        families: IpFamily::ALL.to_vec(),
+        cluster_cidrs: cidrs(&["10.244.0.0/16", "fd00:244::/48"]),
+        service_cidrs: cidrs(&["10.96.0.0/16", "fd00:96::/112"]),
+        masquerade_all: false,
+    }
+}
+
+fn cidrs(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn open() -> Nftables {
+    Nftables::open(&config()).unwrap()
+}
+
+/// One of each sort that the layout tells apart.
+fn services() -> Vec<ServicePort> {
+    let affinity = SessionAffinity::ClientIp { timeout: Duration::from_secs(10_800) };
+    vec![
+        service("web", Protocol::Tcp, 1, &[1, 2, 3]),
+        service("dns", Protocol::Udp, 2, &[4, 5]),
+        ServicePort { session_affinity: affinity, ..service("sticky", Protocol::Tcp, 3, &[6, 7, 8]) },
+        ServicePort { internal_traffic_policy: TrafficPolicy::Local, ..service("local", Protocol::Tcp, 4, &[1, 9]) },
+        service("empty", Protocol::Tcp, 5, &[]),
+    ]
+}
+
+// === what is asked ===
+
+fn sync(backend: &mut Nftables, snapshot: &Snapshot, scope: Scope) -> Report {
+    backend.sync(snapshot, scope).unwrap()
+}
+
+fn elements(backend: &Nftables, kind: &str) -> Vec<String> {
+    let of_kind = |it: &Observed| it.kind == kind;
+    let observed = backend.observe().unwrap();
+    observed.into_iter().filter(of_kind).map(|it| format!("{} : {}", it.key, it.value)).collect()
+}
+
+/// The last sync's result is what the kernel has, and another full sync agrees.
+#[track_caller]
+fn assert_right(backend: &mut Nftables, snapshot: &Snapshot) {
+    let report = sync(backend, snapshot, Scope::Full);
+    assert_eq!((report.changed, report.repaired), (0, vec![]));
+}
+
+#[track_caller]
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Syncs, has something done to the kernel, and expects the next full sync to repair it, with these lines in its report.
+#[track_caller]
+fn assert_repairs(drift: &[&str], lines: &[&str]) {
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    sync(&mut backend, &wanted, Scope::Full);
+    let right = backend.observe().unwrap();
+    drift.iter().for_each(|arguments| drop(nft(arguments)));
+    let report = sync(&mut backend, &wanted, Scope::Full);
+    assert_eq!((report.changed, report.repaired), (0, lines.iter().map(ToString::to_string).collect()));
+    assert_eq!(backend.observe().unwrap(), right);
+    assert_right(&mut backend, &wanted);
+}
+
+// === the tests ===
+
+fn a_sync_makes_what_a_full_sync_finds_right() {
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    assert!(sync(&mut backend, &wanted, Scope::Full).changed > 0);
+    assert_right(&mut backend, &wanted);
+    assert_eq!(elements(&backend, "frontends").len(), 10);
+    // By changes, from nothing and back to nothing, it comes to the same.
+    for wanted in [snapshot([]), wanted, snapshot([])] {
+        sync(&mut backend, &wanted, Scope::Changes);
+        let report = sync(&mut backend, &wanted, Scope::Full);
+        assert_eq!(report.repaired, Vec::<String>::new());
+    }
+    assert_eq!(elements(&backend, "frontends").len(), 0);
+}
+
+fn a_change_writes_only_what_it_changes() {
+    let web = |endpoints: &[u8]| snapshot([service("web", Protocol::Tcp, 1, endpoints)]);
+    let mut backend = open();
+    sync(&mut backend, &web(&[1, 2, 3]), Scope::Full);
+    // In each family one slot and two hairpin elements, since the local endpoint is another.
+    assert_eq!(sync(&mut backend, &web(&[1, 2, 4]), Scope::Changes).changed, 2 * 3);
+    // One slot and the frontend's word; a new count also has a chain and its element in `picks`.
+    assert_eq!(sync(&mut backend, &web(&[1, 2, 5, 4]), Scope::Changes).changed, 2 * 4);
+    assert_eq!(sync(&mut backend, &web(&[1, 2, 4]), Scope::Changes).changed, 2 * 2);
+    assert_eq!(sync(&mut backend, &web(&[1, 2, 4]), Scope::Changes).changed, 0);
+}
+
+fn a_restart_with_the_same_snapshot_writes_nothing() {
+    let wanted = snapshot(services());
+    sync(&mut open(), &wanted, Scope::Full);
+    // Slots that are not in the order of the snapshot any more.
+    let mut backend = open();
+    let mut moved = wanted.clone();
+    moved.service_ports.extend(
+        [service("web", Protocol::Tcp, 1, &[2, 3]), service("dns", Protocol::Udp, 2, &[1, 4, 5])]
+            .map(|it| (it.name.clone(), Arc::new(it))),
+    );
+    sync(&mut backend, &moved, Scope::Full);
+    sync(&mut backend, &moved, Scope::Full);
+    let before = nft("-a -s list ruleset");
+    let report = sync(&mut open(), &moved, Scope::Full);
+    assert_eq!((report.changed, report.repaired), (0, vec![]));
+    assert_eq!(nft("-a -s list ruleset"), before);
+}
+
+fn a_restart_with_another_snapshot_keeps_what_stays() {
+    sync(&mut open(), &snapshot(services()), Scope::Full);
+    let mut backend = open();
+    let web = "fd00:96::1 . tcp . 80";
+    let word = |backend: &Nftables| elements(backend, "frontends").into_iter().find(|it| it.starts_with(web)).unwrap();
+    let before = word(&backend);
+    // One Service is gone, and one is new that comes first.
+    let mut wanted = services();
+    wanted.retain(|it| &*it.name.service.name != "dns");
+    wanted.push(service("a", Protocol::Tcp, 9, &[1, 2, 3]));
+    let report = sync(&mut backend, &snapshot(wanted.clone()), Scope::Full);
+    assert!(report.changed > 0);
+    assert_eq!(report.repaired, Vec::<String>::new(), "at a start, nothing was this process's");
+    assert_eq!(word(&backend), before);
+    assert!(!elements(&backend, "frontends").iter().any(|it| it.starts_with("10.96.0.2 ")));
+    sync(&mut backend, &snapshot(wanted.clone()), Scope::Full);
+    assert_right(&mut backend, &snapshot(wanted));
+}
+
+fn a_deleted_element_is_repaired() {
+    assert_repairs(
+        &["delete element ip tollgate cluster_ips { 10.96.0.1 }", "flush map ip6 tollgate slots_udp"],
+        &[
+            "ip tollgate: cluster_ips { 10.96.0.1 } was missing",
+            "ip6 tollgate: slots_udp { 0:4000 . 0 } was missing",
+            "ip6 tollgate: slots_udp { 0:4000 . 1 } was missing",
+        ],
+    );
+}
+
+fn an_altered_element_is_repaired() {
+    assert_repairs(
+        &[
+            "delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }",
+            "add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:11 }",
+        ],
+        &["ip tollgate: frontends { 10.96.0.1 . tcp . 80 } was 0:11"],
+    );
+}
+
+fn a_foreign_element_is_swept() {
+    assert_repairs(
+        &[
+            "add element ip tollgate frontends { 192.0.2.1 . tcp . 80 : 0:11 }",
+            "add element ip tollgate frontends { 192.0.2.1 . gre . 80 : none }",
+            "add element ip tollgate hairpin { 192.0.2.1 . 192.0.2.2 }",
+            "add element ip tollgate service_cidrs { 10.1.0.3-10.1.0.9 }",
+        ],
+        &[
+            "ip tollgate: service_cidrs { 10.1.0.3-10.1.0.9 } was not ours",
+            "ip tollgate: hairpin { 192.0.2.1 . 192.0.2.2 } was not ours",
+            "ip tollgate: frontends { 192.0.2.1 . tcp . 80 } was not ours",
+            "ip tollgate: frontends { 192.0.2.1 . gre . 80 } was not ours",
+        ],
+    );
+}
+
+fn a_foreign_chain_and_set_in_our_table_are_swept() {
+    assert_repairs(
+        &[
+            "add chain ip tollgate intruder",
+            "add rule ip tollgate intruder drop",
+            "add set ip tollgate intruders { type ipv4_addr; }",
+            "add element ip tollgate intruders { 192.0.2.1 }",
+        ],
+        &["ip tollgate: set intruders was not ours", "ip tollgate: chain intruder was not ours"],
+    );
+}
+
+fn flushed_added_and_deleted_rules_are_repaired() {
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    sync(&mut backend, &wanted, Scope::Full);
+    let right = nft("-s list ruleset");
+    nft("flush chain ip tollgate dispatch");
+    nft("insert rule ip6 tollgate cluster-tcp-3 accept");
+    nft("flush chain ip tollgate prerouting");
+    nft("delete chain ip tollgate prerouting");
+    let report = sync(&mut backend, &wanted, Scope::Full);
+    assert_eq!(report.repaired.len(), 3, "{:?}", report.repaired);
+    assert_eq!(lines(&nft("-s list ruleset")), lines(&right), "but for the order of chains");
+    assert_right(&mut backend, &wanted);
+}
+
+fn lines(text: &str) -> Vec<&str> {
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    lines
+}
+
+fn a_deleted_table_is_made_anew() {
+    assert_repairs(&["delete table ip6 tollgate"], &["table ip6 tollgate was missing"]);
+}
+
+fn a_set_declared_otherwise_is_made_anew_in_place() {
+    nft("add table ip tollgate");
+    nft("add map ip tollgate frontends { type ipv4_addr . inet_service : verdict; }");
+    nft("add chain ip tollgate dispatch");
+    nft("add rule ip tollgate dispatch ip daddr . tcp dport vmap @frontends");
+    nft("add chain ip tollgate prerouting { type nat hook prerouting priority -100; }");
+    nft("add rule ip tollgate prerouting jump dispatch");
+    let handle = |listing: &str| listing.lines().find(|it| it.contains("chain prerouting")).map(str::to_owned);
+    let before = handle(&nft("-a list ruleset"));
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    sync(&mut backend, &wanted, Scope::Full);
+    assert_right(&mut backend, &wanted);
+    assert_eq!(handle(&nft("-a list ruleset")), before, "the nat chain stays, and with it established connections");
+}
+
+fn a_change_that_meets_drift_becomes_a_full_sync() {
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    sync(&mut backend, &wanted, Scope::Full);
+    nft("delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }");
+    nft("flush set ip tollgate hairpin");
+    sync(&mut backend, &snapshot([]), Scope::Changes);
+    assert_eq!(elements(&backend, "frontends"), Vec::<String>::new());
+    sync(&mut backend, &snapshot([]), Scope::Full);
+    assert_right(&mut backend, &snapshot([]));
+}
+
+fn what_is_refused_holds_up_nobody() {
+    let mut all = services();
+    all.push(service("sctp", Protocol::Sctp, 7, &[1]));
+    all.push(service("zz-claims-what-web-has", Protocol::Tcp, 1, &[1]));
+    let wanted = snapshot(all);
+    let mut backend = open();
+    for scope in [Scope::Full, Scope::Changes, Scope::Full] {
+        let report = sync(&mut backend, &wanted, scope);
+        let refused: Vec<_> = report.refused.iter().map(|(name, _)| &*name.service.name).collect();
+        assert_eq!(refused, ["sctp", "zz-claims-what-web-has"]);
+        assert_eq!(elements(&backend, "frontends").len(), 10);
+    }
+    // It gets the frontend once the other lets go.
+    let mut rest = wanted.clone();
+    rest.service_ports.remove(&service("web", Protocol::Tcp, 1, &[]).name);
+    sync(&mut backend, &rest, Scope::Changes);
+    let report = sync(&mut backend, &rest, Scope::Full);
+    assert_eq!(report.refused.len(), 1);
+    assert_eq!(elements(&backend, "frontends").len(), 10);
+}
+
+fn foreign_tables_are_untouched() {
+    nft("add table ip other");
+    nft("add chain ip other prerouting { type nat hook prerouting priority -110; }");
+    nft("add rule ip other prerouting ip daddr 192.0.2.1 dnat to 192.0.2.2");
+    nft("add table inet tollgate");
+    let before = nft("-a list ruleset");
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    sync(&mut backend, &wanted, Scope::Full);
+    sync(&mut backend, &snapshot([]), Scope::Full);
+    backend.cleanup().unwrap();
+    assert_eq!(nft("-a list ruleset"), before);
+}
+
+fn cleanup_is_complete_and_idempotent() {
+    let (mut backend, wanted) = (open(), snapshot(services()));
+    backend.cleanup().unwrap();
+    sync(&mut backend, &wanted, Scope::Full);
+    Nftables::open_for_cleanup().unwrap().cleanup().unwrap();
+    assert_eq!(nft("list ruleset"), "");
+    backend.cleanup().unwrap();
+    assert_eq!(nft("list ruleset"), "");
+    // Who cleans up and changes his mind gets it all back.
+    sync(&mut backend, &wanted, Scope::Changes);
+    assert_right(&mut backend, &wanted);
+}
+
+fn a_family_that_the_node_lacks_has_no_table() {
+    sync(&mut open(), &snapshot(services()), Scope::Full);
+    let mut backend = Nftables::open(&NodeConfig { families: vec![IpFamily::V4], ..config() }).unwrap();
+    sync(&mut backend, &snapshot(services()), Scope::Full);
+    assert_eq!(nft("list tables"), "table ip tollgate\n");
+}
