@@ -31,6 +31,8 @@ impl Flow {
     /// Sends one datagram and waits for its answer.
     pub fn ask(&self) -> Reply {
         let started = Instant::now();
+        // An error that belongs to an earlier datagram: its sender's own node may tell of a refusal twice.
+        let _ = self.socket.take_error();
         let outcome = match block_on(async { tokio::time::timeout(self.patience, ask(&self.socket)).await }) {
             Ok(Ok(answer)) => Outcome::Answered(answer),
             Ok(Err(error)) => Outcome::from(error),

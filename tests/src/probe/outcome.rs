@@ -86,6 +86,11 @@ impl Reply {
         }
     }
 
+    /// Whether this pod answered.
+    pub fn is_by(&self, pod: &str) -> bool {
+        matches!(&self.outcome, Outcome::Answered(answer) if answer.by == pod)
+    }
+
     /// Who answered; fails where nobody did.
     pub fn by(&self) -> anyhow::Result<&str> {
         Ok(&self.answer()?.by)

@@ -36,11 +36,11 @@ fn endpoint_goes(scene: &Scene<'_>) -> Result<()> {
         // Its server goes on: an answer from it would show a stale flow as well as silence would.
         scene.set_ready("web", &["pod-2b"])?;
         let reply = flow.ask();
-        ensure!(reply.by()? == "pod-2b", "the very next datagram from {client:?} is {reply}");
+        ensure!(reply.is_by("pod-2b"), "the very next datagram from {client:?} is {reply}");
         // The same when its address is another pod's on the client's own node.
         scene.set_ready("web", &["pod-1b"])?;
         let reply = flow.ask();
-        ensure!(reply.by()? == "pod-1b", "the very next datagram from {client:?} is {reply}");
+        ensure!(reply.is_by("pod-1b"), "the very next datagram from {client:?} is {reply}");
     }
     Ok(())
 }
@@ -52,13 +52,13 @@ fn first_endpoint_comes(scene: &Scene<'_>) -> Result<()> {
         ensure_refused(&flow.ask()).context("nobody serves yet")?;
         scene.set_ready("web", &["pod-2a"])?;
         let reply = flow.ask();
-        ensure!(reply.by()? == "pod-2a", "the very next datagram from {client:?} is {reply}");
+        ensure!(reply.is_by("pod-2a"), "the very next datagram from {client:?} is {reply}");
         // All go, and another comes.
         scene.set_ready("web", &[])?;
         ensure_refused(&flow.ask()).context("nobody serves any more")?;
         scene.set_ready("web", &["pod-1b"])?;
         let reply = flow.ask();
-        ensure!(reply.by()? == "pod-1b", "the very next datagram from {client:?} is {reply}");
+        ensure!(reply.is_by("pod-1b"), "the very next datagram from {client:?} is {reply}");
     }
     Ok(())
 }
@@ -74,7 +74,7 @@ fn service_comes(stage: &mut Stage) -> Result<()> {
         scene.apply([scene.web().cluster_ip(&ip.to_string()).into(), scene.ready("web", &["pod-2a"]).into()])?;
         let flow = early.patience(NEXT_DATAGRAM);
         let reply = flow.ask();
-        ensure!(reply.by()? == "pod-2a", "the very next datagram from {client:?} is {reply}");
+        ensure!(reply.is_by("pod-2a"), "the very next datagram from {client:?} is {reply}");
         scene.delete_service("web")?;
     }
     Ok(())
@@ -90,7 +90,7 @@ fn endpoint_goes_while_proxy_is_away(stage: &mut Stage) -> Result<()> {
     ensure!(flow.ask().by()? == "pod-2a", "nobody has told the kernel");
     stage.lab.start_proxy(1)?;
     let reply = flow.ask();
-    ensure!(reply.by()? == "pod-2b", "the very next datagram is {reply}");
+    ensure!(reply.is_by("pod-2b"), "the very next datagram is {reply}");
     Ok(())
 }
 

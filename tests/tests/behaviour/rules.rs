@@ -29,8 +29,12 @@ const FOREIGN: &str = "
       chain input { type filter hook input priority 0; ip saddr @allowed accept; tcp dport vmap @ports; }
       chain forward { type filter hook forward priority 0; meta mark 0x4000 accept; }
     }
-    table ip6 foreign { chain pre { type nat hook prerouting priority -100; ip6 daddr 2001:db8:1::1 dnat to 2001:db8:1::2; } }
-    table bridge foreign { chain fwd { type filter hook forward priority 0; } }
+    table ip6 foreign {
+      chain pre { type nat hook prerouting priority -100; ip6 daddr 2001:db8:1::1 dnat to 2001:db8:1::2; }
+    }
+    table bridge foreign {
+      chain transit { type filter hook forward priority 0; }
+    }
 ";
 
 /// Every table of a node by family and name, without counters. Needs `nft`, which reads what any mode but eBPF writes.
