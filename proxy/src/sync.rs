@@ -102,7 +102,7 @@ impl Sync {
             if has_snapshot {
                 tokio::time::sleep_until(self.next_full.into()).await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         if self.backoff.is_some() {
