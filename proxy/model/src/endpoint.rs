@@ -123,7 +123,7 @@ impl TryFrom<&discovery::EndpointSlice> for EndpointSlice {
     fn try_from(slice: &discovery::EndpointSlice) -> Result<Self, InvalidObject> {
         let reader = Reader::new(Kind::EndpointSlice, &slice.metadata)?;
         let owner = slice.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_NAME));
-        let owner = owner.filter(|owner| !owner.is_empty() && !is_foreign(&slice.metadata));
+        let owner = owner.filter(|_| !is_foreign(&slice.metadata));
         let family = match slice.address_type.as_str() {
             "IPv4" => Some(IpFamily::V4),
             "IPv6" => Some(IpFamily::V6),

@@ -191,10 +191,7 @@ fn cluster_ips(reader: &Reader, spec: &v1::ServiceSpec) -> Result<Option<Vec<IpA
         if value.is_empty() || value == "None" {
             return Ok(None);
         }
-        let ip = reader.ordinary_ip(format!("spec.clusterIPs[{i}]"), value)?;
-        if !ips.contains(&ip) {
-            ips.push(ip);
-        }
+        ips.push(reader.ordinary_ip(format!("spec.clusterIPs[{i}]"), value)?);
     }
     Ok(Some(ips).filter(|ips| !ips.is_empty()))
 }

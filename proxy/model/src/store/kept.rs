@@ -54,7 +54,7 @@ impl<T: PartialEq> Kept<T> {
         None
     }
 
-    /// The list is complete: the changes that it implies, removals first.
+    /// The list is complete: the changes that it implies.
     pub(super) fn init_done(&mut self) -> Vec<Edit<T>> {
         self.is_complete = true;
         let Some(incoming) = self.incoming.take() else {

@@ -26,3 +26,20 @@ impl Names {
         self.known.insert(Arc::clone(name));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_nothing_uses_are_dropped() {
+        let mut names = Names::default();
+        let used: Arc<str> = "used".into();
+        names.share(&mut used.clone());
+        for i in 0..10 * SWEEP_AT_LEAST {
+            names.share(&mut format!("name-{i}").into());
+        }
+        assert!(names.known.len() <= 2 * SWEEP_AT_LEAST);
+        assert!(names.known.contains(&used));
+    }
+}

@@ -8,6 +8,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
+use super::warnings::listen;
 use crate::endpoint::{Endpoint, EndpointSlice};
 use crate::frontend::FrontendOrigin;
 use crate::name::{NamespacedName, Protocol, ServicePortName};
@@ -78,6 +79,7 @@ impl World {
 pub(super) const KINDS: [Kind; 3] = [Kind::Service, Kind::EndpointSlice, Kind::Node];
 
 pub(super) fn config() -> StoreConfig {
+    listen();
     StoreConfig { node_name: "a".into(), zone: Some("z1".into()), ..StoreConfig::default() }
 }
 

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::build::*;
+use super::warnings::listen;
 use crate::name::NamespacedName;
 use crate::object::Kind;
 use crate::store::{Event, NodePortAddresses, StoreConfig};
@@ -72,6 +73,7 @@ const NODE_IPS: [&str; 3] = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
 const VIPS: [&str; 4] = ["10.96.0.1", "10.96.0.2", "203.0.113.1", "fd00:96::1"];
 
 pub(super) fn configs() -> impl Strategy<Value = StoreConfig> {
+    listen();
     let node_port_addresses = prop_oneof![
         Just(NodePortAddresses::Primary),
         Just(NodePortAddresses::All),

@@ -28,7 +28,10 @@ fn headless_ignored() {
     ];
     for (name, service) in headless {
         let service = service.external_ips(&["203.0.113.1"]);
-        assert!(!World::of(service, vec![at("10.0.0.1")]).serves("web"), "{name}");
+        let mut world = World::of(self::service("web"), vec![at("10.0.0.1")]);
+        let warned = warnings(|| world.apply(service));
+        assert!(!world.serves("web"), "{name}");
+        assert!(warned.is_empty(), "it is valid: {warned:#?}");
     }
     assert!(World::of(service("web"), vec![]).serves("web"));
 }
@@ -498,7 +501,12 @@ fn frontend_conflict() {
         assert_eq!(holder(&mut world), ["old"]);
     });
     assert!(warned.is_empty(), "no warning while the same conflict lasts: {warned:#?}");
-    world.apply(shared("newest", 3));
+    let warned = warnings(|| {
+        world.apply(shared("newest", 3));
+        assert_eq!(holder(&mut world), ["old"]);
+    });
+    assert_eq!(warned.len(), 2, "a third one is new, the second is not: {warned:#?}");
+    assert!(warned.iter().all(|warned| warned.contains("default/newest")), "{warned:#?}");
     world.delete(Kind::Service, "old");
     assert_eq!(holder(&mut world), ["new"], "the next gets it when the first lets go");
     world.apply(service("new").on(&["10.96.0.2"]).created(2));

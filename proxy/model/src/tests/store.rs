@@ -118,6 +118,20 @@ fn a_conflict_that_comes_back_is_warned_about_again() {
 }
 
 #[test]
+fn a_bad_part_is_warned_about_once_while_the_object_stays_the_same() {
+    let mut world = World::new();
+    let web = service("web").external_ips(&["127.0.0.1"]);
+    let warned = warnings(|| {
+        world.apply(web.clone());
+        world.apply(web.clone());
+        world.apply(Event::Init(Kind::Service));
+        world.apply(web);
+        world.apply(Event::InitDone(Kind::Service));
+    });
+    assert_eq!(warned.len(), 1, "{warned:#?}");
+}
+
+#[test]
 fn external_ips_may_be_restricted() {
     let config = StoreConfig { external_ip_cidrs: Some(vec!["203.0.113.0/24".parse().unwrap()]), ..config() };
     let mut world = World::with(config);
@@ -148,6 +162,11 @@ fn a_service_port_without_frontends_is_none() {
 fn equal_lists_share_their_memory() {
     let port = World::of(service("web"), vec![at("10.0.0.1").on("a"), at("10.0.0.2").on("a")]).port("web");
     assert!(Arc::ptr_eq(&port.v4.cluster, &port.v4.serving) && Arc::ptr_eq(&port.v4.cluster, &port.v4.local));
+
+    let endpoints = vec![at("10.0.0.1").on("a").for_zone("z1"), at("10.0.0.2").on("a").for_zone("z2")];
+    let port = World::of(service("web"), endpoints).port("web");
+    assert_ne!(port.v4.cluster, port.v4.local);
+    assert!(Arc::ptr_eq(&port.v4.local, &port.v4.serving));
 }
 
 #[test]

@@ -1,21 +1,34 @@
 //! What was warned about while a piece of code ran.
 
+use std::cell::RefCell;
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::Once;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Runs the code and returns its warnings, as text: message and fields.
-pub(super) fn warnings(code: impl FnOnce()) -> Vec<String> {
-    let lines = Arc::default();
-    tracing::subscriber::with_default(Collect(Arc::clone(&lines)), code);
-    let lines: &Mutex<Vec<String>> = &lines;
-    std::mem::take(&mut lines.lock().unwrap())
+thread_local! {
+    static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
-struct Collect(Arc<Mutex<Vec<String>>>);
+/// Runs the code and returns its warnings, as text: message and fields.
+pub(super) fn warnings(code: impl FnOnce()) -> Vec<String> {
+    listen();
+    WARNINGS.take();
+    code();
+    WARNINGS.take()
+}
+
+/// Has to come before the first warning of all: `tracing` remembers of each place in the code whether anybody listens, and
+/// with a subscriber for one thread alone it would remember the answer of whichever thread came there first.
+pub(super) fn listen() {
+    static LISTEN: Once = Once::new();
+    LISTEN.call_once(|| tracing::subscriber::set_global_default(Collect).expect("nobody else listens"));
+}
+
+/// Keeps the warnings of each thread apart.
+struct Collect;
 
 struct Line(String);
 
@@ -26,8 +39,8 @@ impl Visit for Line {
 }
 
 impl Subscriber for Collect {
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::WARN
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -39,11 +52,9 @@ impl Subscriber for Collect {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        if *event.metadata().level() <= Level::WARN {
-            let mut line = Line(String::new());
-            event.record(&mut line);
-            self.0.lock().unwrap().push(line.0);
-        }
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        WARNINGS.with_borrow_mut(|warnings| warnings.push(line.0));
     }
 
     fn enter(&self, _: &Id) {}
