@@ -64,8 +64,8 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
 
-    /// This node's primary addresses, at most one of each family [default: the Node object's, else those of the interface
-    /// that the default route uses].
+    /// This node's primary addresses, at most one of each family [default: those of the interface that the default route
+    /// uses].
     #[arg(long, value_name = "IP,..", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_ip: Option<Vec<IpAddr>>,

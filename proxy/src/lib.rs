@@ -90,7 +90,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let node_ips = if config.node_ips.is_empty() { address::primary().await? } else { config.node_ips.clone() };
     let (mode, node_config) = (config.mode, config.node.clone());
     let backend = backend::open(mode, node_config).map_err(|cause| Error::Backend { mode, cause })?;
-    tracing::info!(node = config.node_name, ?node_ips, %mode, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(node = config.node_name, ?node_ips, %mode, control_plane = %config.control_plane, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let (updates, received) = mpsc::channel(UPDATES);
     let (desired, newest) = watch::channel(None);

@@ -65,7 +65,7 @@ fn cleanup() -> Result<()> {
     // Every mode's, whichever ran last: what is not there is no error.
     for mode in Mode::ALL {
         let mut backend = backend::open_for_cleanup(mode, NodeConfig::default())?;
-        backend.cleanup().with_context(|| format!("cannot clean up after the mode {mode}"))?;
+        backend.cleanup().with_context(|| format!("cannot clean up after the mode {mode} (it needs CAP_NET_ADMIN)"))?;
     }
     println!("removed all that is Tollgate's");
     Ok(())

@@ -73,7 +73,7 @@ impl Grpc {
     pub async fn run(mut self) {
         let mut backoff = delays();
         loop {
-            tracing::info!(control_plane = %self.uri, "connecting to the control plane");
+            tracing::debug!(control_plane = %self.uri, "connecting");
             let before = self.resume.clone();
             let ended = self.session().await;
             self.metrics.source_connected.set(0);
