@@ -48,6 +48,14 @@ pub(crate) struct Rule {
 struct Words {
     ip: &'static str,
     address: &'static str,
+    /// What of a client keys the affinity map, and the types of that.
+    ///
+    /// For IPv6 two hashes of the address instead of the address: nft 1.0.6 loads what an `update` writes into the register
+    /// that holds the fifth 32-bit part of its key (`reg_key 1 ... sreg_data 2` in its debug output), so that a key of
+    /// number and address is stored with its end overwritten and never found again. Clients whose hashes are both equal,
+    /// one pair in 2^64, share an endpoint.
+    client: &'static str,
+    client_type: &'static str,
 }
 
 impl Style {
@@ -58,8 +66,19 @@ impl Style {
 
     fn words(self) -> Words {
         match self.family {
-            IpFamily::V4 => Words { ip: "ip", address: "ipv4_addr" },
-            IpFamily::V6 => Words { ip: "ip6", address: "ipv6_addr" },
+            IpFamily::V4 => Words {
+                ip: "ip",
+                address: "ipv4_addr",
+                client: "ip saddr",
+                client_type: "ip saddr",
+            },
+            IpFamily::V6 => Words {
+                ip: "ip6",
+                address: "ipv6_addr",
+                client: "jhash ip6 saddr mod 4294967295 seed 0x1 . jhash ip6 saddr mod 4294967295 seed 0x2",
+                // Any 32-bit number: `typeof` does not know hashes.
+                client_type: "numgen random mod 65536 . numgen random mod 65536",
+            },
         }
     }
 
@@ -68,7 +87,7 @@ impl Style {
     /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: a map whose
     /// data is `ip daddr . th dport` is taken, but not a later rule `tcp dnat ... map` over it ("conflicting protocols").
     pub(crate) fn set(self, set: &SetName) -> (String, String) {
-        let Words { ip, address } = self.words();
+        let Words { ip, address, client_type, .. } = self.words();
         let (purpose, text) = match set {
             SetName::LocalPods => ("addresses of local pods", format!("type {address}; flags interval;")),
             SetName::ServiceCidrs => ("ranges of ClusterIPs", format!("type {address}; flags interval;")),
@@ -88,7 +107,7 @@ impl Style {
             SetName::LocalRefs => ("ref to Local endpoint", format!("type classid : {address} . inet_service;")),
             SetName::Affinity => (
                 "client to ref",
-                format!("typeof meta priority . {ip} saddr : meta priority; size 1048576; flags dynamic,timeout;"),
+                format!("typeof meta priority . {client_type} : meta priority; size 1048576; flags dynamic,timeout;"),
             ),
             SetName::Foreign(_) => ("", String::new()),
         };
@@ -107,7 +126,7 @@ impl Style {
 
     /// The rules of a chain, in order.
     pub(crate) fn rules(self, chain: &ChainName) -> Vec<Rule> {
-        let mut rules = Rules { ip: self.words().ip, rules: Vec::new() };
+        let mut rules = Rules { words: self.words(), rules: Vec::new() };
         match chain {
             ChainName::Fixed(chain) => self.fixed(*chain, &mut rules),
             ChainName::Balance(balance @ Balance { timeout: None, .. }) => self.balance(*balance, &mut rules),
@@ -196,16 +215,16 @@ impl Style {
             self.mark(rules);
         }
         let remember = format!(
-            "meta priority & 0x3ff0 != none update @affinity {{ meta priority & 0xffffc000 . {{ip}} saddr timeout {timeout}s : meta priority }}"
+            "meta priority & 0x3ff0 != none update @affinity {{ meta priority & 0xffffc000 . {{client}} timeout {timeout}s : meta priority }}"
         );
         rules.add("", "meta priority set meta priority & 0xffffc000");
-        rules.add("", "meta priority set meta priority . {ip} saddr map @affinity");
+        rules.add("", "meta priority set meta priority . {client} map @affinity");
         rules.add("affinity-client-ip", &remember);
         rules.add("", dnat_to_ref(pool, protocol.as_str()));
         // Forgotten first: an update restarts an entry's clock and never changes what it says.
         rules.add(
             "affinity-dead-endpoint",
-            "meta priority & 0x3ff0 != none delete @affinity { meta priority & 0xffffc000 . {ip} saddr : meta priority }",
+            "meta priority & 0x3ff0 != none delete @affinity { meta priority & 0xffffc000 . {client} : meta priority }",
         );
         rules.add("", format!("meta priority set {}", pool_word(pool)));
         rules.add("", format!("meta priority set meta priority . numgen random mod {count} map @sticky_slots"));
@@ -227,15 +246,15 @@ impl Style {
     }
 }
 
-/// Collects rules; `{ip}` in a text is the family's word.
+/// Collects rules; `{ip}` and `{client}` in a text are the family's words.
 struct Rules {
-    ip: &'static str,
+    words: Words,
     rules: Vec<Rule>,
 }
 
 impl Rules {
     fn add(&mut self, label: &str, text: impl AsRef<str>) {
-        let text = text.as_ref().replace("{ip}", self.ip);
+        let text = text.as_ref().replace("{ip}", self.words.ip).replace("{client}", self.words.client);
         let mut comment = String::with_capacity(label.len() + 9);
         if !label.is_empty() {
             comment.push_str(label);
