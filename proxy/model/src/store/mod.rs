@@ -317,6 +317,11 @@ impl Store {
         }
         self.snapshot.node_port_addresses = Arc::clone(&own.node_port_addresses);
         self.own = own;
+        let interfaces = self.interfaces.iter().flat_map(|interfaces| &interfaces.addresses);
+        let is_elsewhere = |ip: &&IpAddr| self.interfaces.is_some() && !interfaces.clone().any(|own| own == *ip);
+        for ip in self.own.primary.iter().flatten().filter(is_elsewhere) {
+            tracing::warn!(node = %self.config.node_name, "the node's address {ip} is on none of its interfaces");
+        }
     }
 
     /// Brings the snapshot's part of the Service up to date. What turns out the same keeps its allocation.

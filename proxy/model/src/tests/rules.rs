@@ -397,7 +397,8 @@ fn nodeport_addresses() {
     let found = |world: &mut World| world.snapshot().node_port_addresses.iter().map(ToString::to_string).collect();
     let at_first: Vec<String> = found(&mut world);
     assert_eq!(at_first, ["192.0.2.7"], "the interfaces are not known yet");
-    world.apply(interfaces(&["10.9.0.1"]));
+    let warned = warnings(|| world.apply(interfaces(&["10.9.0.1"])));
+    assert!(warned.len() == 1 && warned[0].contains("192.0.2.7"), "{warned:#?}");
     assert_eq!(found(&mut world), [""; 0], "an address that the node lost");
     world.apply(interfaces(&["10.9.0.1", "192.0.2.7"]));
     assert_eq!(found(&mut world), ["192.0.2.7"], "and gained");
