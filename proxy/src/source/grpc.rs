@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tollgate_api::v1::control_plane_client::ControlPlaneClient;
 use tollgate_api::v1::watch_event::Event as Said;
 use tollgate_api::v1::{Kind, Relist, ResumeToken, WatchRequest};
+use tollgate_model::object as model;
 use tollgate_model::store::Event;
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -133,9 +134,7 @@ impl Grpc {
             Said::Init(_) => {
                 // The list is not a place to resume from until it is complete.
                 self.resume = None;
-                for kind in KINDS.into_iter().filter_map(object::kind) {
-                    self.send(Some(Event::Init(kind)), None).await?;
-                }
+                self.send(each_kind(Event::Init), None).await?;
             }
             Said::Apply(object) => {
                 let revision = self.advance(object.revision);
@@ -146,27 +145,27 @@ impl Grpc {
                     _ => 0,
                 };
                 let (event, triggered) = object::applied(&object);
-                let update = Update { event, revision, triggered: triggered.filter(|_| revision.is_some()) };
+                // A list says when each object changed last: long ago, and not what this proxy took to hear of it.
+                let triggered = triggered.filter(|_| revision.is_some());
+                let update = Update { events: event.into_iter().collect(), revision, triggered };
                 self.updates.send(update).await.map_err(|_| Ended::Stopped)?;
             }
             Said::Delete(deleted) => {
                 let revision = self.advance(deleted.revision);
-                self.send(deleted.key.as_ref().and_then(object::deleted), revision).await?;
+                self.send(deleted.key.as_ref().and_then(object::deleted).into_iter().collect(), revision).await?;
             }
             Said::InitDone(done) => {
                 let token = done.at.unwrap_or_default();
                 let revision = token.revision;
                 tracing::info!(revision, "the control plane has said everything");
                 self.resume = Some(token);
-                for kind in KINDS.into_iter().filter_map(object::kind) {
-                    self.send(Some(Event::InitDone(kind)), None).await?;
-                }
-                self.send(None, Some(revision)).await?;
+                // Together: new Services must not be seen with the slices of the list before.
+                self.send(each_kind(Event::InitDone), Some(revision)).await?;
             }
             Said::Progress(progress) => {
                 let token = progress.at.unwrap_or_default();
                 let revision = self.advance(token.revision);
-                self.send(None, revision).await?;
+                self.send(Vec::new(), revision).await?;
             }
             Said::Relist(relist) => {
                 self.resume = None;
@@ -183,9 +182,13 @@ impl Grpc {
         Some(revision)
     }
 
-    async fn send(&self, event: Option<Event>, revision: Option<u64>) -> Result<(), Ended> {
-        self.updates.send(Update { event, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
+    async fn send(&self, events: Vec<Event>, revision: Option<u64>) -> Result<(), Ended> {
+        self.updates.send(Update { events, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
     }
+}
+
+fn each_kind(event: fn(model::Kind) -> Event) -> Vec<Event> {
+    KINDS.into_iter().filter_map(object::kind).map(event).collect()
 }
 
 fn delays() -> <ExponentialBuilder as BackoffBuilder>::Backoff {

@@ -20,8 +20,8 @@ const BATCH: usize = 1024;
 /// One thing that a source says.
 #[derive(Debug)]
 pub struct Update {
-    /// What happened; nothing, if the source only says how far it is.
-    pub event: Option<Event>,
+    /// What happened, at one moment: no snapshot shows a part of it. Nothing, if the source only says how far it is.
+    pub events: Vec<Event>,
     /// The revision up to which the source has now said everything, if it has.
     pub revision: Option<u64>,
     /// When the change was made, where the object says so.
@@ -42,7 +42,7 @@ pub async fn feed(
         for update in batch.drain(..) {
             revision = update.revision.unwrap_or(revision);
             metrics.queued(revision, update.triggered);
-            if let Some(event) = update.event {
+            for event in update.events {
                 store.apply(event);
             }
         }
