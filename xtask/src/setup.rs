@@ -37,7 +37,7 @@ pub(crate) struct Args {
 pub(crate) enum Mode {
     /// The mode nftables.
     Nftables,
-    /// Every mode.
+    /// Every mode, and the tests.
     #[default]
     All,
 }
@@ -52,10 +52,17 @@ struct Need {
 const NFT: Need =
     Need { program: "nft", package: "nftables", why: "the mode nftables writes and reads its tables with it" };
 
+const CONNTRACK: Need = Need {
+    program: "conntrack",
+    package: "conntrack",
+    why: "the tests make and list flows with it, to see that the stale ones go and no others",
+};
+
 impl Mode {
     fn needs(self) -> &'static [Need] {
         match self {
-            Self::Nftables | Self::All => &[NFT],
+            Self::Nftables => &[NFT],
+            Self::All => &[NFT, CONNTRACK],
         }
     }
 }
