@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     row("1 Service has one endpoint more or less", &times);
     let times = repeat(20, |round| {
         match service(services + round / 2, generation, ENDPOINTS) {
-            (name, service) if round % 2 == 0 => drop(held.service_ports.insert(name, service)),
+            (name, service) if round.is_multiple_of(2) => drop(held.service_ports.insert(name, service)),
             (name, _) => drop(held.service_ports.remove(&name)),
         }
         sync(&mut backend, &held, Scope::Changes)
@@ -91,7 +91,7 @@ fn service(index: u32, generation: u32, endpoints: u32) -> (ServicePortName, Arc
         .map(|number| {
             let host = index * 16 + number;
             let port = if number == 0 { 8080 + (generation % 1000) as u16 } else { 8080 };
-            Endpoint { ip: ip(10, host), port, is_local: host % 50 == 0 }
+            Endpoint { ip: ip(10, host), port, is_local: host.is_multiple_of(50) }
         })
         .collect();
     let service_port = ServicePort {

@@ -1,5 +1,7 @@
 //! Deletion of stale UDP flows on the real kernel, each test in a network namespace of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
@@ -60,7 +62,12 @@ fn flows() -> BTreeSet<Flow> {
         };
         let (src, dst, sport, dport) = (all("src="), all("dst="), all("sport="), all("dport="));
         let protocol = if line.starts_with("tcp") { "tcp" } else { "udp" };
-        flow(protocol, sport[0].parse().unwrap(), &format!("{} {}", dst[0], dport[0]), &format!("{} {}", src[1], sport[1]))
+        flow(
+            protocol,
+            sport[0].parse().unwrap(),
+            &format!("{} {}", dst[0], dport[0]),
+            &format!("{} {}", src[1], sport[1]),
+        )
     };
     text.lines().filter(|line| !line.is_empty()).map(parse).collect()
 }
@@ -103,8 +110,7 @@ fn doomed() -> Vec<Flow> {
 fn a_few_stale_flows_go_and_no_other() {
     make(&others());
     make(&doomed());
-    let stale =
-        [stale("10.96.0.1:53", &["10.244.0.1:5353"]), stale("[fd00:96::1]:53", &["[fd00:244::1]:5353"])];
+    let stale = [stale("10.96.0.1:53", &["10.244.0.1:5353"]), stale("[fd00:96::1]:53", &["[fd00:244::1]:5353"])];
     assert!(conntrack::delete(&stale).unwrap() >= 4, "one filtered deletion, and three IPv6 flows");
     assert_eq!(flows(), others().into_iter().collect());
 }
@@ -112,8 +118,7 @@ fn a_few_stale_flows_go_and_no_other() {
 fn many_stale_flows_go_and_no_other() {
     make(&others());
     make(&doomed());
-    let mut all =
-        vec![stale("10.96.0.1:53", &["10.244.0.1:5353"]), stale("[fd00:96::1]:53", &["[fd00:244::1]:5353"])];
+    let mut all = vec![stale("10.96.0.1:53", &["10.244.0.1:5353"]), stale("[fd00:96::1]:53", &["[fd00:244::1]:5353"])];
     all.extend((10..40).map(|host| stale(&format!("10.96.0.{host}:53"), &["10.244.0.1:5353"])));
     assert_eq!(conntrack::delete(&all).unwrap(), doomed().len(), "each by itself");
     assert_eq!(flows(), others().into_iter().collect());

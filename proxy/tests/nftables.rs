@@ -1,5 +1,7 @@
 //! The nftables backend on the real kernel, each test in a network namespace of its own.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;

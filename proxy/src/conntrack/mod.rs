@@ -27,7 +27,9 @@ const MANY: usize = 8;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No socket.
-    #[error("cannot open a netlink socket to connection tracking (CAP_NET_ADMIN and the module nf_conntrack_netlink are needed)")]
+    #[error(
+        "cannot open a netlink socket to connection tracking (CAP_NET_ADMIN and the module nf_conntrack_netlink are needed)"
+    )]
     Open(#[source] io::Error),
     /// The flows can't be listed.
     #[error("cannot list the {family} UDP flows")]
@@ -94,7 +96,8 @@ pub fn reconcile(snapshot: &Snapshot) -> Result<usize, Error> {
     }
     let mut conntrack = Conntrack::open().map_err(Error::Open)?;
     let is_stale = |dialled, to| serving.get(&dialled).is_some_and(|serving| !serving.contains(&to));
-    let families = IpFamily::ALL.into_iter().filter(|family| serving.keys().any(|it| IpFamily::from(it.ip()) == *family));
+    let families =
+        IpFamily::ALL.into_iter().filter(|family| serving.keys().any(|it| IpFamily::from(it.ip()) == *family));
     delete_exactly(&mut conntrack, is_stale, &families.collect())
 }
 

@@ -151,8 +151,7 @@ impl Conntrack {
         let mut netlink = NetlinkHeader::default();
         netlink.flags = NLM_F_REQUEST | flags;
         netlink.sequence_number = self.sequence;
-        let inner =
-            NetfilterMessageInner::Other { subsys: NetfilterSubsystem::Conntrack, message_type, attributes };
+        let inner = NetfilterMessageInner::Other { subsys: NetfilterSubsystem::Conntrack, message_type, attributes };
         let mut message = NetlinkMessage::new(netlink, NetlinkPayload::from(NetfilterMessage::new(header, inner)));
         message.finalize();
         let mut bytes = vec![0; message.buffer_len()];

@@ -6,8 +6,9 @@ use nix::sched::{CloneFlags, unshare};
 /// Runs a test on a thread that has a network namespace of its own; what it starts inherits that.
 pub(crate) fn isolated(test: fn()) -> Result<(), Failed> {
     let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| format!("cannot make a network namespace ({errno}): run as root, or under `unshare -rn`"))?;
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| {
+            format!("cannot make a network namespace ({errno}): run as root, or under `unshare -rn`")
+        })?;
         test();
         Ok::<_, String>(())
     });

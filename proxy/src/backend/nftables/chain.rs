@@ -66,12 +66,7 @@ impl Style {
 
     fn words(self) -> Words {
         match self.family {
-            IpFamily::V4 => Words {
-                ip: "ip",
-                address: "ipv4_addr",
-                client: "ip saddr",
-                client_type: "ip saddr",
-            },
+            IpFamily::V4 => Words { ip: "ip", address: "ipv4_addr", client: "ip saddr", client_type: "ip saddr" },
             IpFamily::V6 => Words {
                 ip: "ip6",
                 address: "ipv6_addr",
@@ -93,10 +88,9 @@ impl Style {
             SetName::ServiceCidrs => ("ranges of ClusterIPs", format!("type {address}; flags interval;")),
             SetName::ClusterIps => ("ClusterIPs that a Service holds", format!("type {address};")),
             SetName::Hairpin => ("endpoints of this node", format!("type {address} . {address};")),
-            SetName::Frontends => (
-                "frontend to word",
-                format!("typeof {ip} daddr . meta l4proto . th dport : meta priority; counter;"),
-            ),
+            SetName::Frontends => {
+                ("frontend to word", format!("typeof {ip} daddr . meta l4proto . th dport : meta priority; counter;"))
+            }
             SetName::Pools => ("pool to class", "typeof meta priority : meta priority;".to_owned()),
             SetName::Picks => ("class to chain", "typeof meta priority : verdict;".to_owned()),
             SetName::SlotsTcp => ("slot to endpoint", slots(&format!("{ip} daddr . tcp dport"))),
@@ -309,9 +303,9 @@ fn dnat_to_ref(pool: PoolKind, protocol: &str) -> String {
 
 /// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
 fn fingerprint(text: &str) -> u32 {
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
     let folded = (hash >> 32) ^ (hash & u64::from(u32::MAX));
     u32::try_from(folded).unwrap_or(u32::MAX)
 }

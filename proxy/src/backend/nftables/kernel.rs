@@ -99,8 +99,8 @@ impl Kernel {
     }
 
     fn run(&self, arguments: &[&str], input: &str, what: &str) -> Result<Vec<u8>, Error> {
-        let output = talk(&self.nft, arguments, input)
-            .map_err(|source| Error::Run { nft: self.nft.clone(), source })?;
+        let output =
+            talk(&self.nft, arguments, input).map_err(|source| Error::Run { nft: self.nft.clone(), source })?;
         if output.status.success() {
             return Ok(output.stdout);
         }

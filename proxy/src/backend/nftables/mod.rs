@@ -85,7 +85,9 @@ pub enum Error {
     #[error(transparent)]
     Nft(#[from] NftError),
     /// The kernel or nft lacks something that the rules need.
-    #[error("this machine does not take Tollgate's {family} rules (Linux 5.10, nftables 1.0.6 and CAP_NET_ADMIN are needed)")]
+    #[error(
+        "this machine does not take Tollgate's {family} rules (Linux 5.10, nftables 1.0.6 and CAP_NET_ADMIN are needed)"
+    )]
     Unsupported {
         /// The family.
         family: IpFamily,

@@ -181,8 +181,7 @@ impl Placement {
 
     /// The elements that it may share with other Service ports, each once.
     pub(crate) fn shared(&self) -> BTreeSet<Key> {
-        let vips =
-            self.cluster_ips.iter().map(|(ip, _)| Key::Element(SetName::ClusterIps, ElementKey::Address(*ip)));
+        let vips = self.cluster_ips.iter().map(|(ip, _)| Key::Element(SetName::ClusterIps, ElementKey::Address(*ip)));
         let slots = self.pools.values().flat_map(|pool| &pool.slots);
         let local = slots.filter(|slot| slot.endpoint.is_local);
         let hairpins = local.map(|slot| Key::Element(SetName::Hairpin, ElementKey::Twice(slot.endpoint.ip)));
@@ -234,8 +233,7 @@ fn cluster_ips(service_port: &ServicePort, family: IpFamily) -> impl Iterator<It
 fn arrange(old: &[Slot], wanted: &[Endpoint]) -> Vec<Slot> {
     let mut waiting: BTreeMap<_, _> = wanted.iter().map(|endpoint| (place(endpoint), *endpoint)).collect();
     let slot = |endpoint| Slot { endpoint, reference: 0 };
-    let mut slots: Vec<Option<Slot>> =
-        old.iter().map(|had| waiting.remove(&place(&had.endpoint)).map(slot)).collect();
+    let mut slots: Vec<Option<Slot>> = old.iter().map(|had| waiting.remove(&place(&had.endpoint)).map(slot)).collect();
     let mut new = wanted.iter().filter(|endpoint| waiting.contains_key(&place(endpoint))).copied().map(slot);
     for hole in slots.iter_mut().filter(|slot| slot.is_none()) {
         *hole = new.next();
@@ -304,18 +302,18 @@ mod tests {
 
     #[test]
     fn endpoints_keep_their_slots() {
-        let cases: [(&str, &[u16], &[u16], &[u16]); 7] = [
-            ("first", &[], &[1, 2, 3], &[1, 2, 3]),
-            ("one more", &[1, 2, 3], &[0, 1, 2, 3], &[1, 2, 3, 0]),
-            ("one less: the last moves into the hole", &[1, 2, 3], &[2, 3], &[3, 2]),
-            ("the last goes", &[1, 2, 3], &[1, 2], &[1, 2]),
-            ("exchanged", &[1, 2, 3], &[1, 3, 4], &[1, 4, 3]),
-            ("all exchanged", &[1, 2], &[3, 4, 5], &[3, 4, 5]),
-            ("most go", &[1, 2, 3, 4, 5], &[3], &[3]),
+        let cases = [
+            ("first", vec![], vec![1, 2, 3], vec![1, 2, 3]),
+            ("one more", vec![1, 2, 3], vec![0, 1, 2, 3], vec![1, 2, 3, 0]),
+            ("one less: the last moves into the hole", vec![1, 2, 3], vec![2, 3], vec![3, 2]),
+            ("the last goes", vec![1, 2, 3], vec![1, 2], vec![1, 2]),
+            ("exchanged", vec![1, 2, 3], vec![1, 3, 4], vec![1, 4, 3]),
+            ("all exchanged", vec![1, 2], vec![3, 4, 5], vec![3, 4, 5]),
+            ("most go", vec![1, 2, 3, 4, 5], vec![3], vec![3]),
         ];
         for (name, old, wanted, slots) in cases {
-            let old = arrange(&[], &endpoints(old));
-            assert_eq!(ports(&arrange(&old, &endpoints(wanted))), slots, "{name}");
+            let old = arrange(&[], &endpoints(&old));
+            assert_eq!(ports(&arrange(&old, &endpoints(&wanted))), slots, "{name}");
         }
     }
 

@@ -1,7 +1,6 @@
 //! Service ports to kernel objects, for one family's table. Pure: it allots numbers and remembers them, and does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -10,9 +9,7 @@ use tollgate_model::snapshot::ServicePort;
 
 use super::chain::{Masquerade, Style};
 use super::number::{Classes, Numbers};
-use super::object::{
-    ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff,
-};
+use super::object::{ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff};
 use super::placement::{Placement, Pool, Refusal};
 use super::render::render;
 use super::word::{Balance, PoolKind, Word, low};
@@ -239,7 +236,8 @@ impl Plan {
             let value = Value::Chain(self.style.chain(&chain));
             (Key::Chain(chain), value)
         });
-        let cidr = |set: SetName| move |cidr: &IpNet| (Key::Element(set.clone(), ElementKey::Cidr(*cidr)), Value::Present);
+        let cidr =
+            |set: SetName| move |cidr: &IpNet| (Key::Element(set.clone(), ElementKey::Cidr(*cidr)), Value::Present);
         sets.chain(chains)
             .chain(self.local_pods.iter().map(cidr(SetName::LocalPods)))
             .chain(self.service_cidrs.iter().map(cidr(SetName::ServiceCidrs)))
@@ -297,6 +295,6 @@ fn pick(class: u16, verdict: Verdict) -> (Key, Value) {
 
 /// The ranges of one family, the fewest that cover the same: an interval set refuses those that overlap.
 fn of_family(cidrs: &[IpNet], family: IpFamily) -> Vec<IpNet> {
-    let cidrs: Vec<_> = cidrs.iter().filter(|cidr| IpFamily::from(IpAddr::from(cidr.addr())) == family).copied().collect();
+    let cidrs: Vec<_> = cidrs.iter().filter(|cidr| IpFamily::from(cidr.addr()) == family).copied().collect();
     IpNet::aggregate(&cidrs)
 }

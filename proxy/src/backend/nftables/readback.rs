@@ -69,12 +69,24 @@ enum Element {
 enum Term {
     Number(u64),
     Text(String),
-    Concat { concat: Vec<Term> },
-    Element { elem: Box<Annotated> },
-    Prefix { prefix: Prefix },
-    Range { range: Box<(Term, Term)> },
-    Goto { goto: Target },
-    Jump { jump: Target },
+    Concat {
+        concat: Vec<Term>,
+    },
+    Element {
+        elem: Box<Annotated>,
+    },
+    Prefix {
+        prefix: Prefix,
+    },
+    Range {
+        range: Box<(Term, Term)>,
+    },
+    Goto {
+        goto: Target,
+    },
+    Jump {
+        jump: Target,
+    },
     Drop {
         #[serde(rename = "drop")]
         _drop: (),
@@ -162,9 +174,7 @@ impl Listed {
 fn element_key(set: &SetName, key: &Term) -> Option<ElementKey> {
     match set {
         SetName::LocalPods | SetName::ServiceCidrs => match key {
-            Term::Prefix { prefix } => {
-                Some(ElementKey::Cidr(IpNet::new(prefix.addr.parse().ok()?, prefix.len).ok()?))
-            }
+            Term::Prefix { prefix } => Some(ElementKey::Cidr(IpNet::new(prefix.addr.parse().ok()?, prefix.len).ok()?)),
             key => Some(ElementKey::Cidr(IpNet::from(key.address()?))),
         },
         SetName::ClusterIps => Some(ElementKey::Address(key.address()?)),

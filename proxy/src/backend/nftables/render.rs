@@ -3,7 +3,7 @@
 use std::fmt::{Display, Write as _};
 
 use super::chain::{Style, hook};
-use super::object::{Changes, ChainName, Key, SetName, Value};
+use super::object::{ChainName, Changes, Key, SetName, Value};
 
 /// Elements in one command: nft's cost for each command is then nothing beside that for each element.
 const ELEMENTS: usize = 1000;

@@ -23,10 +23,9 @@ fn assert_text(name: &str, found: &str, expected: &str) {
 
 #[test]
 fn a_new_table_has_rules_before_elements() {
-    for (family, expected) in [
-        (IpFamily::V4, include_str!("golden/ip.nft")),
-        (IpFamily::V6, include_str!("golden/ip6.nft")),
-    ] {
+    for (family, expected) in
+        [(IpFamily::V4, include_str!("golden/ip.nft")), (IpFamily::V6, include_str!("golden/ip6.nft"))]
+    {
         let changes = from_nothing(&mut plan(family), &sample());
         assert_text(&family.to_string(), &render(style(family), &changes), expected);
     }
@@ -35,10 +34,9 @@ fn a_new_table_has_rules_before_elements() {
 /// The listings are nft 1.0.6's of the texts of the test above.
 #[test]
 fn what_was_written_is_read_back() {
-    for (family, listing) in [
-        (IpFamily::V4, include_str!("golden/ip.json")),
-        (IpFamily::V6, include_str!("golden/ip6.json")),
-    ] {
+    for (family, listing) in
+        [(IpFamily::V4, include_str!("golden/ip.json")), (IpFamily::V6, include_str!("golden/ip6.json"))]
+    {
         let mut plan = plan(family);
         from_nothing(&mut plan, &sample());
         let listed = readback::parse(listing.as_bytes()).unwrap();

@@ -10,7 +10,10 @@ use crate::backend::nftables::word::{Balance, PoolKind, Word};
 #[derive(Debug, PartialEq, Eq)]
 enum Fate {
     /// One of these endpoints, the same one for a time if sticky.
-    Balanced { endpoints: BTreeSet<(IpAddr, u16)>, timeout: Option<u32> },
+    Balanced {
+        endpoints: BTreeSet<(IpAddr, u16)>,
+        timeout: Option<u32>,
+    },
     Refused,
     Dropped,
 }
@@ -108,7 +111,7 @@ fn any_service(index: u16) -> impl Strategy<Value = Option<ServicePort>> {
     let many_vips = any::<bool>();
     (any::<bool>(), endpoints, many_vips, any::<bool>(), any::<bool>()).prop_map(
         move |(is_there, endpoints, many_vips, is_sticky, is_local)| {
-            let protocol = if index % 2 == 0 { Protocol::Tcp } else { Protocol::Udp };
+            let protocol = if index.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
             // Two neighbours, one of each protocol, share an address.
             let vips = if many_vips { vec![index / 2, 100 + index] } else { vec![index / 2] };
             let endpoints: Vec<_> = endpoints.into_iter().collect();
