@@ -128,10 +128,10 @@ struct ServeArgs {
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = parse_ports)]
     node_port_range: RangeInclusive<u16>,
     /// How many changes to keep: a watch that lost its connection resumes if it missed no more than that.
-    #[arg(long, value_name = "CHANGES", default_value_t = server::KEPT_CHANGES)]
+    #[arg(long, value_name = "CHANGES", default_value_t = server::KEPT_CHANGES, value_parser = clap::value_parser!(u64).range(1..))]
     history: u64,
     /// How long a watch stays silent before it tells where it stands.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 10_000, hide = true)]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), hide = true)]
     progress_interval: u64,
 }
 

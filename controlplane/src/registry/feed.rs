@@ -103,11 +103,12 @@ impl Feed {
             inner.snapshot.objects = objects;
             inner.snapshot.position.revision = revision;
             inner.snapshot.position.compacted = compacted;
+            let batch = changes.len();
             for change in changes {
                 inner.queued_bytes += change.size();
                 inner.queue.push_back(Arc::new(change));
             }
-            inner.trim();
+            inner.trim(batch);
         }
         self.head.send_replace(revision);
     }
@@ -123,9 +124,11 @@ impl Feed {
 }
 
 impl Inner {
-    /// The newest change stays, however large, or nobody would ever get it.
-    fn trim(&mut self) {
-        while self.queue.len() > 1 && (self.queue.len() > self.limit.changes || self.queued_bytes > self.limit.bytes) {
+    /// The newest batch stays, however large: nobody had a chance to take it yet.
+    fn trim(&mut self, batch: usize) {
+        while self.queue.len() > batch
+            && (self.queue.len() > self.limit.changes || self.queued_bytes > self.limit.bytes)
+        {
             if let Some(change) = self.queue.pop_front() {
                 self.queued_bytes -= change.size();
             }
@@ -171,10 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn bytes_bound_the_queue_but_the_newest_change_stays() {
-        let feed = feed(QueueLimit { changes: 100, bytes: 1 });
-        publish(&feed, 8..=9);
-        assert_eq!(after(&feed, 8), Some(vec![9]));
-        assert_eq!(after(&feed, 7), None);
+    fn the_queue_is_bounded_but_the_newest_batch_stays() {
+        for limit in [QueueLimit { changes: 100, bytes: 1 }, QueueLimit { changes: 1, bytes: 1000 }] {
+            let feed = feed(limit);
+            publish(&feed, 8..=9);
+            assert_eq!(after(&feed, 7), Some(vec![8, 9]));
+            publish(&feed, 10..=10);
+            assert_eq!(after(&feed, 9), Some(vec![10]));
+            assert_eq!(after(&feed, 8), None);
+        }
     }
 }

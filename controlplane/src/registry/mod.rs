@@ -127,6 +127,12 @@ pub enum Error {
         /// How it was noticed.
         what: String,
     },
+    /// The writer has no thread.
+    #[error("cannot start the writer's thread: {reason}")]
+    Thread {
+        /// Why not.
+        reason: String,
+    },
     /// The registry takes no more writes.
     #[error("the server is stopping")]
     Stopped,
@@ -149,7 +155,7 @@ impl Registry {
         let (writes, waiting) = mpsc::channel(WAITING_WRITES);
         let writer = Writer { store: store.clone(), feed: feed.clone(), options, state: Some(state) };
         let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run(waiting));
-        let thread = thread.map_err(|error| Error::Diverged { what: format!("no thread for the writer: {error}") })?;
+        let thread = thread.map_err(|error| Error::Thread { reason: error.to_string() })?;
         Ok((Registry { writes, feed, store }, thread))
     }
 

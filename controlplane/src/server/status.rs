@@ -18,7 +18,7 @@ impl From<Error> for Status {
                 store::Error::Damaged { .. } => Code::DataLoss,
                 _ => Code::Unavailable,
             },
-            Error::Stopped => Code::Unavailable,
+            Error::Thread { .. } | Error::Stopped => Code::Unavailable,
         };
         Status::new(code, error.to_string())
     }

@@ -185,6 +185,11 @@ impl Watch {
     /// The next changes from the shared queue, or the next sign of life.
     async fn live(&mut self) -> Result<Option<Event>, Status> {
         let cursor = self.cursor;
+        let progress_due = self.last_sent + self.progress_interval;
+        // Looked at first, because other kinds may change without a pause.
+        if progress_due <= Instant::now() {
+            return Ok(Some(Event::Progress(Progress { at: Some(self.token()) })));
+        }
         match self.registry.feed().after(cursor) {
             Next::Overrun => {
                 tracing::warn!(client = self.client, cursor, "watch cut: too slow");
@@ -201,7 +206,7 @@ impl Watch {
         let is_idle = tokio::select! {
             changed = self.head.wait_for(|head| *head > cursor) => changed.map(|_| false).map_err(|_| stopping())?,
             () = until(self.stopping.clone()) => false,
-            () = tokio::time::sleep_until(self.last_sent + self.progress_interval) => true,
+            () = tokio::time::sleep_until(progress_due) => true,
         };
         Ok(is_idle.then(|| Event::Progress(Progress { at: Some(self.token()) })))
     }

@@ -53,7 +53,7 @@ pub struct Embedded {
 
 impl Embedded {
     /// Opens the store in a data directory; makes both where there are none. `keep` is the number of changes that the
-    /// history keeps at least.
+    /// history keeps at least; one it keeps always, to tell by it that none is missing.
     pub fn open(data_dir: &Path, keep: u64) -> Result<Self, Error> {
         let in_dir = |source| Error::DataDir { path: data_dir.to_owned(), source };
         fs::create_dir_all(data_dir).map_err(in_dir)?;
@@ -62,7 +62,7 @@ impl Embedded {
         // The file's name has to survive a power cut as well as what is in it.
         File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(in_dir)?;
         let store_id = ensure_tables(&database, &path)?;
-        Ok(Embedded { path, database: RwLock::new(Some(database)), store_id: store_id.into(), keep })
+        Ok(Embedded { path, database: RwLock::new(Some(database)), store_id: store_id.into(), keep: keep.max(1) })
     }
 
     fn read<T>(&self, with: impl FnOnce(&ReadTransaction) -> Result<T, Failure>) -> Result<T, Error> {
