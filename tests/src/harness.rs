@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::io::{self, BufRead};
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,11 @@ use crate::tollgate::Tollgate;
 ///
 /// Call [`isolate`](crate::isolate()) first.
 pub fn run(trials: Vec<Trial>) -> ExitCode {
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let mut arguments = Arguments::from_args();
+    // A case waits for kernels and programs more than it computes, so there are more of them than processors.
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    arguments.test_threads.get_or_insert(2 * processors);
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 /// What a failed case is explained with.
