@@ -8,6 +8,8 @@
 //! - [`store`]: objects and their history on disk.
 //! - [`client`]: the verbs of the command line.
 
+#![forbid(unsafe_code)]
+
 pub mod client;
 pub mod registry;
 pub mod server;

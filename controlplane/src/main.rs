@@ -1,5 +1,7 @@
 //! `tollgate-controlplane`: the server, and the verbs that talk to it.
 
+#![forbid(unsafe_code)]
+
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;

@@ -4,6 +4,8 @@
 //! code there are the few words that server, client verbs and proxy share: the names of a [`v1::Kind`], how a
 //! [`v1::Key`] and a [`v1::ResumeToken`] are written.
 
+#![forbid(unsafe_code)]
+
 mod key;
 mod kind;
 mod token;

@@ -186,22 +186,19 @@ impl Watch {
     async fn live(&mut self) -> Result<Option<Event>, Status> {
         let cursor = self.cursor;
         let progress_due = self.last_sent + self.progress_interval;
-        // Looked at first, because other kinds may change without a pause.
+        let Next::Changes(changes) = self.registry.feed().after(cursor) else {
+            tracing::warn!(client = self.client, cursor, "watch cut: too slow");
+            let message =
+                format!("too slow: more changes than are queued came after revision {cursor}; resume from there");
+            return Err(Status::resource_exhausted(message));
+        };
+        // Looked at before the changes, because other kinds may change without a pause.
         if progress_due <= Instant::now() {
             return Ok(Some(Event::Progress(Progress { at: Some(self.token()) })));
         }
-        match self.registry.feed().after(cursor) {
-            Next::Overrun => {
-                tracing::warn!(client = self.client, cursor, "watch cut: too slow");
-                let message =
-                    format!("too slow: more changes than are queued came after revision {cursor}; resume from there");
-                return Err(Status::resource_exhausted(message));
-            }
-            Next::Changes(changes) if !changes.is_empty() => {
-                self.take(changes);
-                return Ok(None);
-            }
-            Next::Changes(_) => {}
+        if !changes.is_empty() {
+            self.take(changes);
+            return Ok(None);
         }
         let is_idle = tokio::select! {
             changed = self.head.wait_for(|head| *head > cursor) => changed.map(|_| false).map_err(|_| stopping())?,
