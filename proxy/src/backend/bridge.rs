@@ -4,35 +4,59 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tollgate_model::name::IpFamily;
 
 /// The switches are those of the network namespace that reads them.
 const SWITCHES: &str = "/proc/sys/net/bridge";
+const MODULE: &str = "br_netfilter";
+/// As the kernel itself calls it (`/proc/sys/kernel/modprobe`).
+const MODPROBE: &str = "/sbin/modprobe";
 
-/// The switch could not be read or set.
+/// Why bridged packets can't be made to meet netfilter.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot set {} to 1, without which pods on one bridge can't reach each other through Services", path.display())]
-pub struct Error {
-    path: PathBuf,
-    #[source]
-    source: io::Error,
+pub enum Error {
+    /// The switch could not be read or set.
+    #[error("cannot set {} to 1, without which pods on one bridge can't reach each other through Services", path.display())]
+    Switch {
+        /// The switch.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel has no such switch.
+    #[error(
+        "br_netfilter is not loaded, without which pods on one bridge can't reach each other through Services, and loading it \
+         failed ({0}); load it with `modprobe br_netfilter`"
+    )]
+    NotLoaded(String),
 }
 
-/// Sees to it that bridged packets of these families meet netfilter. Where the kernel lacks br_netfilter, says so in the
-/// log: nodes without bridges do well without it.
+/// Sees to it that bridged packets of these families meet netfilter. Loads the module where it is not loaded.
 pub(crate) fn ensure_calls_netfilter(families: &[IpFamily]) -> Result<(), Error> {
     if !Path::new(SWITCHES).exists() {
-        tracing::info!("br_netfilter is not loaded: pods on one bridge of this node need it (modprobe br_netfilter)");
-        return Ok(());
+        load_module()?;
     }
     for family in families {
         let path = Path::new(SWITCHES).join(match family {
             IpFamily::V4 => "bridge-nf-call-iptables",
             IpFamily::V6 => "bridge-nf-call-ip6tables",
         });
-        ensure_is_one(&path).map_err(|source| Error { path, source })?;
+        ensure_is_one(&path).map_err(|source| Error::Switch { path, source })?;
     }
+    Ok(())
+}
+
+fn load_module() -> Result<(), Error> {
+    let output = Command::new(MODPROBE).arg(MODULE).output();
+    let output = output.map_err(|error| Error::NotLoaded(format!("{MODPROBE}: {error}")))?;
+    if !Path::new(SWITCHES).exists() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::NotLoaded(format!("{}: {}", output.status, said.trim())));
+    }
+    tracing::info!(module = MODULE, "loaded: Services between pods on one bridge need it");
     Ok(())
 }
 
