@@ -65,3 +65,100 @@ pub(super) fn serving(service_port: &ServicePort, family: IpFamily) -> BTreeSet<
 fn address(endpoint: &Endpoint) -> SocketAddr {
     SocketAddr::new(endpoint.ip, endpoint.port)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tollgate_model::frontend::FrontendOrigin;
+    use tollgate_model::name::{NamespacedName, ServicePortName};
+    use tollgate_model::service::{SessionAffinity, TrafficPolicy};
+    use tollgate_model::snapshot::{EndpointSets, SourceRanges};
+
+    use super::*;
+
+    fn endpoints(hosts: &[u8]) -> Arc<[Endpoint]> {
+        hosts.iter().map(|host| Endpoint { ip: [10, 0, 0, *host].into(), port: 53, is_local: false }).collect()
+    }
+
+    /// A Service port with these ClusterIPs, whose connections go to `cluster`, and where `serving` still serve.
+    fn dns(vips: &[u8], cluster: &[u8], serving: &[u8]) -> ServicePort {
+        let protocol = Protocol::Udp;
+        let frontend = |host: &u8| Frontend {
+            ip: [10, 96, 0, *host].into(),
+            port: 53,
+            protocol,
+            origin: FrontendOrigin::ClusterIp,
+        };
+        ServicePort {
+            name: ServicePortName { service: NamespacedName::new("test", "dns"), port: "".into(), protocol },
+            frontends: vips.iter().map(frontend).collect(),
+            node_port: None,
+            v4: EndpointSets { cluster: endpoints(cluster), serving: endpoints(serving), ..EndpointSets::default() },
+            v6: EndpointSets::default(),
+            internal_traffic_policy: TrafficPolicy::Cluster,
+            external_traffic_policy: TrafficPolicy::Cluster,
+            session_affinity: SessionAffinity::None,
+            source_ranges: SourceRanges::default(),
+            health_check_node_port: None,
+        }
+    }
+
+    fn found(applied: Option<&ServicePort>, wanted: Option<&ServicePort>) -> Vec<String> {
+        let stale = stale_flows(applied, wanted);
+        stale.iter().flat_map(|it| it.to.iter().map(|to| format!("{} to {}", it.frontend.ip, to.ip()))).collect()
+    }
+
+    #[test]
+    fn udp_no_stale_flow() {
+        let cases = [
+            ("nothing changes", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1, 2], &[1, 2])), vec![]),
+            ("one comes", Some(dns(&[1], &[1], &[1])), Some(dns(&[1], &[1, 2], &[1, 2])), vec![]),
+            ("one goes", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.0.0.2"]),
+            ("one terminates and serves", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1], &[1, 2])), vec![]),
+            (
+                "it stops serving",
+                Some(dns(&[1], &[1], &[1, 2])),
+                Some(dns(&[1], &[1], &[1])),
+                vec!["10.96.0.1 to 10.0.0.2"],
+            ),
+            (
+                "one is not chosen any more and serves",
+                Some(dns(&[1], &[1, 2], &[1, 2])),
+                Some(dns(&[1], &[2], &[1, 2])),
+                vec![],
+            ),
+            ("the last goes", Some(dns(&[1], &[1], &[1])), Some(dns(&[1], &[], &[])), vec!["10.96.0.1 to 10.0.0.1"]),
+            ("the first comes", Some(dns(&[1], &[], &[])), Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.96.0.1"]),
+            ("the Service is new", None, Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.96.0.1"]),
+            (
+                "the Service goes",
+                Some(dns(&[1], &[1], &[1, 2])),
+                None,
+                vec!["10.96.0.1 to 10.0.0.1", "10.96.0.1 to 10.0.0.2"],
+            ),
+            (
+                "a frontend comes",
+                Some(dns(&[1], &[1], &[1])),
+                Some(dns(&[1, 2], &[1], &[1])),
+                vec!["10.96.0.2 to 10.96.0.2"],
+            ),
+            (
+                "a frontend goes",
+                Some(dns(&[1, 2], &[1], &[1])),
+                Some(dns(&[1], &[1], &[1])),
+                vec!["10.96.0.2 to 10.0.0.1"],
+            ),
+        ];
+        for (name, applied, wanted, expected) in cases {
+            assert_eq!(found(applied.as_ref(), wanted.as_ref()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn flows_of_tcp_are_left_alone() {
+        let mut web = dns(&[1], &[1], &[1]);
+        web.name.protocol = Protocol::Tcp;
+        assert_eq!(found(Some(&web), None), Vec::<String>::new());
+    }
+}

@@ -144,20 +144,22 @@ impl Nftables {
 
     fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, Error> {
         let edits = self.replan(desired, false);
-        let tables = self.tables(edits.into_iter().map(Edit::changes));
+        let tables = self.tables(edits.iter().map(Edit::changes));
         let changed = tables.iter().map(|table| table.changes.len()).sum();
         self.commit(&tables)?;
         Ok(self.settle(desired, changed, Vec::new()))
     }
 
     fn sync_full(&mut self, desired: &Snapshot) -> Result<Report, Error> {
+        // Until this has succeeded, what differs from the plans need not be anybody's doing.
+        let is_exact = std::mem::replace(&mut self.is_exact, false);
         let (mut listed, mut drifted, mut repaired) = (Vec::new(), 0, Vec::new());
         for plan in &mut self.plans {
             let table = self.kernel.list(plan.style().family)?;
             let is_missing = table.is_none();
             let objects = Arc::new(table.map(|table| table.objects).unwrap_or_default());
-            if self.is_exact {
-                let drift = object::diff((*objects).clone(), plan.objects());
+            if is_exact {
+                let drift = object::diff(&objects, &plan.objects());
                 drifted += drift.len();
                 let table = plan.style().table();
                 match is_missing {
@@ -171,8 +173,6 @@ impl Nftables {
             }
             listed.push(objects);
         }
-        // From here on, the plans are ahead of the kernel.
-        self.is_exact = false;
         self.replan(desired, true);
         for plan in &mut self.plans {
             plan.forget_listed();
@@ -180,15 +180,14 @@ impl Nftables {
         let changes = self.plans.iter().zip(listed).map(|(plan, listed)| {
             let mut listed = Arc::unwrap_or_clone(listed);
             forget_what_goes_with_its_set(&mut listed, plan);
-            object::diff(listed, plan.objects())
+            object::diff(&listed, &plan.objects())
         });
         let tables = self.tables(changes.collect::<Vec<_>>());
         let changed = tables.iter().map(|table| table.changes.len()).sum::<usize>().saturating_sub(drifted);
         let is_whole = self.commit_or_isolate(tables)?;
-        for family in &self.other_families {
-            if self.kernel.has_table(*family)? {
-                self.kernel.delete(*family)?;
-            }
+        // What a process before this one left there; nobody else makes these tables.
+        for family in self.other_families.iter().filter(|_| self.synced.is_none()) {
+            self.kernel.delete(*family)?;
         }
         let report = self.settle(desired, changed, repaired);
         self.is_exact = is_whole;

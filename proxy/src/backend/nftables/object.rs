@@ -2,6 +2,7 @@
 //!
 //! Both sides speak these types, so that one [`diff`] serves changes, start and repair alike.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -171,19 +172,25 @@ pub(crate) struct Changes {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// Wanted against applied. Takes both, because neither is used again.
-pub(crate) fn diff(applied: Objects, mut wanted: Objects) -> Changes {
-    let delete: Vec<_> = applied
-        .into_iter()
-        .filter(|(key, value)| {
-            let is_right = wanted.get(key) == Some(value);
-            if is_right {
-                wanted.remove(key);
-            }
-            !is_right
-        })
-        .collect();
-    Changes { delete, add: wanted.into_iter().collect() }
+/// Wanted against applied, both in the order of their keys.
+pub(crate) fn diff(applied: &Objects, wanted: &Objects) -> Changes {
+    let mut changes = Changes::default();
+    let own = |(key, value): (&Key, &Value)| (key.clone(), value.clone());
+    let (mut applied, mut wanted) = (applied.iter().peekable(), wanted.iter().peekable());
+    loop {
+        let order = match (applied.peek(), wanted.peek()) {
+            (Some((is, _)), Some((should, _))) => is.cmp(should),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return changes,
+        };
+        let is = if order.is_le() { applied.next() } else { None };
+        let should = if order.is_ge() { wanted.next() } else { None };
+        if is != should {
+            changes.delete.extend(is.map(own));
+            changes.add.extend(should.map(own));
+        }
+    }
 }
 
 impl Changes {

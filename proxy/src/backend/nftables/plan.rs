@@ -44,8 +44,8 @@ pub(crate) struct Edit {
 
 impl Edit {
     /// The difference.
-    pub(crate) fn changes(self) -> Changes {
-        diff(self.before, self.after)
+    pub(crate) fn changes(&self) -> Changes {
+        diff(&self.before, &self.after)
     }
 }
 
@@ -255,7 +255,7 @@ impl Plan {
             let balance = Balance { pool: PoolKind::Cluster, protocol: Protocol::Tcp, count: 1, timeout };
             self.class_objects(balance, class, &mut objects);
         }
-        render(self.style, &diff(Objects::new(), objects))
+        render(self.style, &diff(&Objects::new(), &objects))
     }
 
     /// Who has a number.

@@ -40,7 +40,7 @@ fn what_was_written_is_read_back() {
         let mut plan = plan(family);
         from_nothing(&mut plan, &sample());
         let listed = readback::parse(listing.as_bytes()).unwrap();
-        assert_eq!(diff(listed.objects, plan.objects()), Changes::default(), "{family}");
+        assert_eq!(diff(&listed.objects, &plan.objects()), Changes::default(), "{family}");
     }
 }
 

@@ -156,7 +156,7 @@ proptest! {
                 plan.adopt(Arc::new(objects.clone()));
                 update(&mut plan, &Services::new(), &after);
                 plan.forget_listed();
-                prop_assert_eq!(diff(objects.clone(), plan.objects()), Changes::default(), "a restart");
+                prop_assert_eq!(diff(&objects, &plan.objects()), Changes::default(), "a restart");
             }
             before = after;
         }
@@ -185,7 +185,7 @@ proptest! {
         let mut plan = plan(family);
         plan.adopt(Arc::new(listed.clone()));
         update(&mut plan, &Services::new(), &wanted);
-        let changes = diff(listed.clone(), plan.objects());
+        let changes = diff(&listed, &plan.objects());
         apply(&mut listed, changes);
         for service in wanted.values() {
             for frontend in service.frontends.iter().filter(|it| it.family() == family) {

@@ -110,7 +110,7 @@ fn update(plan: &mut Plan, before: &Services, after: &Services) -> Changes {
 /// What a plan for `wanted` makes of nothing.
 fn from_nothing(plan: &mut Plan, wanted: &Services) -> Changes {
     update(plan, &Services::new(), wanted);
-    diff(Objects::new(), plan.objects())
+    diff(&Objects::new(), &plan.objects())
 }
 
 fn style(family: IpFamily) -> Style {
