@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use tollgate_model::name::Protocol;
 
 use super::object::{Chain, ChainName, ElementKey, Key, Objects, SetName, Value, Verdict, protocol_named};
 
@@ -185,8 +186,7 @@ fn element_key(set: &SetName, key: &Term) -> Option<ElementKey> {
         }
         SetName::Frontends => {
             let [ip, protocol, port] = key.parts()? else { return None };
-            let Term::Text(protocol) = protocol else { return None };
-            Some(ElementKey::Frontend(ip.address()?, protocol_named(protocol)?, port.port()?))
+            Some(ElementKey::Frontend(ip.address()?, protocol.protocol()?, port.port()?))
         }
         SetName::Pools | SetName::Picks | SetName::Refs | SetName::LocalRefs => match key {
             Term::Text(word) => Some(ElementKey::Word(word.parse().ok()?)),
@@ -235,6 +235,16 @@ impl Term {
         }
     }
 
+    /// nft names protocols by /etc/protocols, which a minimal system lacks: there they are numbers.
+    fn protocol(&self) -> Option<Protocol> {
+        match self.text().as_str() {
+            "6" => Some(Protocol::Tcp),
+            "17" => Some(Protocol::Udp),
+            "132" => Some(Protocol::Sctp),
+            name => protocol_named(name),
+        }
+    }
+
     fn parts(&self) -> Option<&[Self]> {
         match self {
             Self::Concat { concat } => Some(concat),
@@ -256,5 +266,27 @@ impl Term {
             Self::Drop { .. } => "drop".to_owned(),
             Self::Other(_) => "?".to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As nft 1.0.6 lists the same table with /etc/protocols and without it.
+    #[test]
+    fn protocols_are_read_by_name_and_by_number() {
+        let listed = |protocol: &str| {
+            let element = format!(r#"[{{"concat": ["10.96.0.1", {protocol}, 80]}}, "0:4012"]"#);
+            let map = format!(
+                r#"{{"map": {{"family": "ip", "table": "tollgate", "name": "frontends", "elem": [{element}]}}}}"#
+            );
+            parse(format!(r#"{{"nftables": [{map}]}}"#).as_bytes()).unwrap().objects
+        };
+        let by_name = listed(r#""tcp""#);
+        let frontend = ElementKey::Frontend("10.96.0.1".parse().unwrap(), Protocol::Tcp, 80);
+        assert!(by_name.contains_key(&Key::Element(SetName::Frontends, frontend)), "{by_name:?}");
+        assert_eq!(listed(r#""6""#), by_name);
+        assert_eq!(listed("6"), by_name);
     }
 }
