@@ -203,7 +203,7 @@ fn a_foreign_element_is_swept() {
     assert_repairs(
         &[
             "add element ip tollgate frontends { 192.0.2.1 . tcp . 80 : 0:11 }",
-            "add element ip tollgate frontends { 192.0.2.1 . gre . 80 : none }",
+            "add element ip tollgate frontends { 192.0.2.1 . 253 . 80 : none }",
             "add element ip tollgate hairpin { 192.0.2.1 . 192.0.2.2 }",
             "add element ip tollgate service_cidrs { 10.1.0.3-10.1.0.9 }",
         ],
@@ -211,7 +211,7 @@ fn a_foreign_element_is_swept() {
             "ip tollgate: service_cidrs { 10.1.0.3-10.1.0.9 } was not ours",
             "ip tollgate: hairpin { 192.0.2.1 . 192.0.2.2 } was not ours",
             "ip tollgate: frontends { 192.0.2.1 . tcp . 80 } was not ours",
-            "ip tollgate: frontends { 192.0.2.1 . gre . 80 } was not ours",
+            "ip tollgate: frontends { 192.0.2.1 . 253 . 80 } was not ours",
         ],
     );
 }

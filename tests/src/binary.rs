@@ -3,7 +3,9 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+
+use crate::isolate::own_program;
 
 /// The daemon of a node.
 pub const PROXY: &str = "tollgate-proxy";
@@ -15,7 +17,7 @@ pub const CONTROL_PLANE: &str = "tollgate-controlplane";
 /// `cargo test -p tollgate-lab` alone does not build it, and a test can't: cargo holds its lock while tests run.
 pub fn locate(name: &str) -> Result<PathBuf> {
     let remedy = "build it first: cargo build -p tollgate-proxy -p tollgate-controlplane";
-    let this = env::current_exe().context("can't find this program's own path")?;
+    let this = own_program()?;
     // target/debug/xtask, or target/debug/deps/behaviour-0123456789abcdef
     let folders = this.ancestors().skip(1).take(2);
     let Some(found) = folders.map(|folder| folder.join(name)).find(|path| path.is_file()) else {

@@ -9,9 +9,10 @@
 //! So nothing can be left behind: network namespaces, rules, mounts and processes go with the last process inside,
 //! whether the worker returns, panics, is interrupted, or the caller is killed.
 
+use std::env;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::OnceLock;
 
@@ -40,6 +41,10 @@ struct Inside {
 
 static INSIDE: OnceLock<Inside> = OnceLock::new();
 
+/// This program's file, as it was before there was a mount namespace of its own: in a chroot, the kernel names a file of
+/// the old one from the wrong root.
+static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+
 /// Call it first in `main`, while there is one thread: returns in a child that is isolated.
 ///
 /// Ends the process with a sentence on stderr and status 1 where a privilege is missing.
@@ -48,6 +53,13 @@ pub fn isolate() {
         eprintln!("the lab can't isolate itself: {error:#}");
         process::exit(1);
     }
+}
+
+/// This program's own file.
+pub fn own_program() -> Result<PathBuf> {
+    PROGRAM
+        .get()
+        .map_or_else(|| env::current_exe().context("can't find this program's own path"), |path| Ok(path.clone()))
 }
 
 /// The command with which a person enters the namespace behind `netns_fd` from a shell outside.
@@ -69,6 +81,7 @@ pub(crate) fn ensure_isolated() -> Result<()> {
 fn try_isolate() -> Result<()> {
     let threads = fs::read_dir("/proc/self/task").context("can't list this process's threads")?.count();
     ensure!(threads == 1, "it must come first in main, but {threads} threads are running");
+    let _ = PROGRAM.set(own_program()?);
     let user_namespace = !geteuid().is_root();
     if user_namespace {
         enter_user_namespace()?;

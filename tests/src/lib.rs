@@ -47,7 +47,7 @@ pub use address::Family;
 pub use client::Client;
 pub use cluster::{Cluster, Host, Node, Pod, Topology};
 pub use control_plane::ControlPlane;
-pub use isolate::isolate;
+pub use isolate::{isolate, own_program};
 pub use load::{Counters, Load};
 pub use mode::Mode;
 pub use netns::NetNs;

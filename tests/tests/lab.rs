@@ -273,7 +273,7 @@ fn a_killed_caller_takes_everything_with_it() -> Result<()> {
     for signal in [Signal::SIGKILL, Signal::SIGINT, Signal::SIGTERM] {
         // Processes other than this one that a lab has: caller, init, worker and what they started.
         let before = processes()?;
-        let mut caller = Command::new(std::env::current_exe()?)
+        let mut caller = Command::new(tollgate_lab::own_program()?)
             .env(VICTIM, "1")
             .stdout(std::process::Stdio::piped())
             .spawn()

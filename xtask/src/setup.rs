@@ -142,9 +142,14 @@ fn remove(yes: bool) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("removing needs root");
     }
-    confirm("Remove these packages with apt-get?", yes)?;
     let packages: Vec<&str> = record.iter().map(String::as_str).collect();
-    apt_get(&[&["purge"], packages.as_slice()].concat())?;
+    let purge = [&["purge"], packages.as_slice()].concat();
+    let others: Vec<String> = would_remove(&purge)?.difference(&record).cloned().collect();
+    if !others.is_empty() {
+        bail!("{} came later and need some of these packages: remove those first", others.join(" "));
+    }
+    confirm("Remove these packages with apt-get?", yes)?;
+    apt_get(&purge)?;
     fs::remove_file(RECORD).with_context(|| format!("cannot remove {RECORD}"))?;
     let _ = fs::remove_dir(Path::new(RECORD).parent().unwrap_or(Path::new("/")));
     println!("setup: removed");
@@ -168,10 +173,23 @@ fn installed_packages() -> Result<BTreeSet<String>> {
     Ok(text.lines().filter_map(|line| line.strip_prefix("ii ")).map(|name| name.trim().to_owned()).collect())
 }
 
+/// The packages that an apt-get command would remove, by what it says of them (`Purg NAME [VERSION]`).
+fn would_remove(args: &[&str]) -> Result<BTreeSet<String>> {
+    let output = Command::new("apt-get").arg("--simulate").args(args).output().context("cannot run apt-get")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let goes = |line: &str| line.strip_prefix("Purg ").or_else(|| line.strip_prefix("Remv ")).map(str::to_owned);
+    let names = text.lines().filter_map(goes).filter_map(|rest| rest.split(' ').next().map(str::to_owned));
+    // dpkg-query writes the architecture of packages that may be there for several, and apt-get does not.
+    let recorded = recorded()?;
+    Ok(names
+        .map(|name| recorded.iter().find(|it| it.split(':').next() == Some(&name)).cloned().unwrap_or(name))
+        .collect())
+}
+
 fn apt_get(args: &[&str]) -> Result<()> {
     println!("setup: apt-get {}", args.join(" "));
     let status = Command::new("apt-get")
-        .args(["--quiet", "--quiet", "--assume-yes", "-o", "DPkg::Lock::Timeout=120"])
+        .args(["--quiet", "--quiet", "--assume-yes", "-o", "DPkg::Lock::Timeout=120", "-o", "Dpkg::Use-Pty=0"])
         .args(args)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .status()
