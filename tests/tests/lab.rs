@@ -1,5 +1,6 @@
 //! The lab itself: is it what the other tests take it for?
 
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -273,11 +274,12 @@ fn a_killed_caller_takes_everything_with_it() -> Result<()> {
     for signal in [Signal::SIGKILL, Signal::SIGINT, Signal::SIGTERM] {
         // Processes other than this one that a lab has: caller, init, worker and what they started.
         let before = processes()?;
-        let mut caller = Command::new(tollgate_lab::own_program()?)
-            .env(VICTIM, "1")
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .context("can't start this test again")?;
+        let mut command = Command::new(tollgate_lab::own_program()?);
+        command.env(VICTIM, "1").stdout(std::process::Stdio::piped());
+        // A shell's background job inherits that SIGINT is ignored, and these tests may run in one.
+        // SAFETY: between fork and exec the closure makes two system calls, and allocates nothing.
+        unsafe { command.pre_exec(|| Ok(heeds_signals()?)) };
+        let mut caller = command.spawn().context("can't start this test again")?;
         let mut line = String::new();
         let output = caller.stdout.as_mut().context("stdout is piped")?;
         std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)?;
@@ -291,6 +293,15 @@ fn a_killed_caller_takes_everything_with_it() -> Result<()> {
             ensure!(left.is_empty(), "left after {signal}: {left:?}");
             Ok(())
         })?;
+    }
+    Ok(())
+}
+
+fn heeds_signals() -> nix::Result<()> {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    for number in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the default action is no handler, so nothing of this program runs on a signal.
+        unsafe { signal(number, SigHandler::SigDfl) }?;
     }
     Ok(())
 }
