@@ -1,9 +1,11 @@
 //! The only place that speaks to the kernel: the `nft` command, one process for each transaction or listing.
 
-use std::io::{self, Write as _};
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use tollgate_model::name::IpFamily;
 
 use super::chain::table;
@@ -105,28 +107,13 @@ impl Kernel {
     }
 }
 
-/// Writes to the command while it is read, so that neither side waits for the other for ever.
+/// The input is a file in memory that is whole before the command starts: through a pipe, a proxy that is killed while it
+/// writes would leave nft with the first half of a transaction, which it takes for all of it.
 fn talk(nft: &Path, arguments: &[&str], input: &str) -> io::Result<Output> {
-    let mut child = Command::new(nft)
-        .args(arguments)
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let stdin = child.stdin.take();
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || match stdin {
-            Some(mut stdin) => stdin.write_all(input.as_bytes()),
-            None => Ok(()),
-        });
-        let output = child.wait_with_output();
-        match writer.join() {
-            // nft says better than a broken pipe why it left off reading.
-            Ok(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-            _ => output,
-        }
-    })
+    let mut file = File::from(memfd_create(c"nft-input", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(input.as_bytes())?;
+    file.rewind()?;
+    Command::new(nft).args(arguments).env("LC_ALL", "C").stdin(file).output()
 }
 
 /// The first errors that nft prints, on one line and without pictures of where in the line they are.
