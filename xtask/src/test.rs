@@ -9,6 +9,9 @@ use anyhow::{Context, Result};
 use crate::build;
 use crate::setup::{self, Mode};
 
+/// The test binaries that work in network namespaces.
+const NAMESPACED: [&str; 4] = ["behaviour", "lab", "nftables", "conntrack"];
+
 /// Run every test: units, and the behaviour of the whole in network namespaces.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,10 +44,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let (mut tally, is_success) = watch(&cargo_args)?;
 
-    println!("\nbuild: {}", seconds(build_time));
+    let namespaced = tally.durations.iter().filter(|(name, _)| NAMESPACED.contains(&name.as_str()));
+    let namespaces_time: Duration = namespaced.map(|(_, duration)| *duration).sum();
+    println!("\nbuild: {}, namespaces: {}, the longest:", seconds(build_time), seconds(namespaces_time));
     tally.durations.sort_by_key(|(_, duration)| std::cmp::Reverse(*duration));
     for (name, duration) in tally.durations.iter().take(6) {
-        println!("{name}: {}", seconds(*duration));
+        println!("  {name}: {}", seconds(*duration));
     }
     // A skipped test proves nothing: CI has all that the tests need.
     let is_ci = std::env::var_os("CI").is_some();
