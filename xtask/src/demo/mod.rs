@@ -29,7 +29,7 @@ const CONNECTIONS: u64 = 10_000;
 /// Connections between two changes of the endpoints.
 const BETWEEN_CHANGES: u64 = 150;
 /// Connections before and after each other event.
-const SOME: u64 = 1_500;
+const SOME: u64 = 5_100;
 
 const PODS: [&str; 4] = ["pod-1a", "pod-1b", "pod-2a", "pod-2b"];
 
@@ -97,7 +97,8 @@ impl Demo {
 
     fn apply_the_manifest(&mut self) -> Result<()> {
         heading("A manifest is applied, as people already have it: a Service and its endpoints");
-        let file = tempfile::NamedTempFile::new().context("cannot make a file for the manifest")?;
+        let file = tempfile::Builder::new().prefix("shop-").suffix(".yaml").tempfile();
+        let file = file.context("cannot make a file for the manifest")?;
         std::fs::write(file.path(), MANIFEST).context("cannot write the manifest")?;
         self.verb(&["apply", "-f", &file.path().to_string_lossy()])?;
         let written = Instant::now();
@@ -182,7 +183,7 @@ impl Demo {
         load.run_for(SOME)?;
         held.ping().context("the held connection after the restart")?;
         self.serve_by(|_| true)?;
-        none_failed(&load.stop(), 3 * SOME)?;
+        none_failed(&load.stop(), CONNECTIONS)?;
         holds(format!("the connection to {} that was open all the time is still open", held.by()));
         Ok(())
     }
@@ -198,7 +199,7 @@ impl Demo {
         self.tollgate.proxy(1).wait_healthy()?;
         say("proxy restarted");
         load.run_for(SOME)?;
-        none_failed(&load.stop(), 2 * SOME)?;
+        none_failed(&load.stop(), CONNECTIONS)?;
         holds("the Service still answers");
         Ok(())
     }
