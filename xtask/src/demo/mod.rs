@@ -26,7 +26,7 @@ const SERVICE: &str = "web";
 const PER_SECOND: u32 = 1_200;
 /// A claim that none fails is made of at least as many.
 const CONNECTIONS: u64 = 10_000;
-/// Connections between two changes of the endpoints.
+/// Connections between two changes of the endpoints, or two looks at how it goes.
 const BETWEEN_CHANGES: u64 = 150;
 /// Connections before and after each other event.
 const SOME: u64 = 5_100;
@@ -172,15 +172,15 @@ impl Demo {
         heading("Node 1's proxy is killed (kill -9) and started again: the same stream, and a connection held open");
         let load = self.load()?;
         let mut held = self.held_connection()?;
-        load.run_for(SOME)?;
+        watch(&load, SOME)?;
         self.tollgate.proxy(1).kill9()?;
         say("killed");
-        load.run_for(SOME)?;
+        watch(&load, SOME)?;
         held.ping().context("the held connection while no proxy runs")?;
         self.tollgate.proxy(1).start()?;
         self.serve_by(|pod| pod.name() != "pod-2b")?;
         say("started again, and it follows the endpoints again");
-        load.run_for(SOME)?;
+        watch(&load, SOME)?;
         held.ping().context("the held connection after the restart")?;
         self.serve_by(|_| true)?;
         none_failed(&load.stop(), CONNECTIONS)?;
@@ -193,12 +193,12 @@ impl Demo {
         let load = self.load()?;
         self.tollgate.control_plane().stop()?;
         say("stopped");
-        load.run_for(SOME)?;
+        watch(&load, SOME)?;
         self.tollgate.proxy(1).stop()?;
         self.tollgate.proxy(1).start()?;
         self.tollgate.proxy(1).wait_healthy()?;
         say("proxy restarted");
-        load.run_for(SOME)?;
+        watch(&load, SOME)?;
         none_failed(&load.stop(), CONNECTIONS)?;
         holds("the Service still answers");
         Ok(())
@@ -236,6 +236,17 @@ impl Demo {
             }
         }
     }
+}
+
+/// Waits until `count` more connections have begun, and shows how it goes.
+fn watch(load: &Load, count: u64) -> Result<()> {
+    let mut progress = Progress::new();
+    for _ in 0..count.div_ceil(BETWEEN_CHANGES) {
+        load.run_for(BETWEEN_CHANGES)?;
+        progress.show(&load.counters());
+    }
+    progress.end();
+    Ok(())
 }
 
 fn none_failed(counters: &Counters, at_least: u64) -> Result<()> {
