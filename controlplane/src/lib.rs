@@ -2,15 +2,20 @@
 //!
 //! ```text
 //!  client, proxies ◀──gRPC──▶ server ──▶ registry ──▶ store
+//!                                         │ ▲
+//!                                         ▼ │
+//!                                     controllers
 //! ```
 //! - [`server`]: the gRPC service; each watch is a cursor into the registry's feed.
 //! - [`registry`]: what objects must look like, ClusterIPs and node ports, and the one writer.
+//! - `controllers`: what is written because of other objects: EndpointSlices out of Pods.
 //! - [`store`]: objects and their history on disk.
 //! - [`client`]: the verbs of the command line.
 
 #![forbid(unsafe_code)]
 
 pub mod client;
+mod controllers;
 pub mod registry;
 pub mod server;
 pub mod store;

@@ -10,7 +10,7 @@ mod endpoint_slice;
 mod feed;
 mod invalid;
 mod manifest;
-mod name;
+pub(crate) mod name;
 mod node;
 mod pool;
 mod service;
@@ -32,6 +32,8 @@ pub use feed::{Feed, Next, QueueLimit, Snapshot};
 pub use invalid::{Finding, Invalid};
 pub use manifest::DEFAULT_NAMESPACE;
 pub use service::Exhausted;
+pub(crate) use service::service_type;
+pub(crate) use service_cidr::IpFamily;
 pub use service_cidr::{InvalidCidrs, ServiceCidrs};
 pub use state::{Applied, Objects};
 

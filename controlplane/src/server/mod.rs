@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinError, spawn_blocking};
 use tollgate_api::v1::control_plane_server::ControlPlaneServer;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::controllers;
 use crate::registry::{self, Options, QueueLimit, Registry, ServiceCidrs};
 use crate::store::{self, Embedded};
 use control_plane::Service;
@@ -60,6 +61,9 @@ pub enum Error {
     /// Connections can't be served.
     #[error("cannot serve connections")]
     Serve(#[source] tonic::transport::Error),
+    /// A controller has panicked; to go on without it would leave traffic on endpoints that are gone.
+    #[error("the EndpointSlice controller has ended")]
+    Controller(#[source] JoinError),
     /// The listener has no address.
     #[error("cannot tell the address that is listened on")]
     Listen(#[source] std::io::Error),
@@ -104,6 +108,7 @@ pub async fn serve(
     }
 
     let stopping = tokio::sync::watch::Sender::new(false);
+    let mut controller = tokio::spawn(run_controllers(registry.clone(), stopping.subscribe()));
     let service = Service::new(registry, progress_interval, stopping.subscribe());
     // Not by the builder's own setting, which does not reach a listener that it is given. With Nagle's algorithm an
     // answer waits for the client's delayed acknowledgement: 40 ms for every write.
@@ -116,6 +121,7 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         result = &mut served => return result.map_err(Error::Serve),
+        ended = &mut controller => return ended.map_err(Error::Controller),
         () = shutdown => tracing::info!("stopping"),
     }
     stopping.send_replace(true);
@@ -123,6 +129,7 @@ pub async fn serve(
         Ok(result) => result.map_err(Error::Serve)?,
         Err(_) => tracing::warn!("some clients did not take the end of their requests; leaving them"),
     }
+    controller.await.map_err(Error::Controller)?;
     // Every acknowledged write is on disk already; the wait is for the store's file to be closed in order.
     let closed = spawn_blocking(move || writer.join());
     if tokio::time::timeout(SHUTDOWN_PATIENCE, closed).await.is_err() {
@@ -130,6 +137,15 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Until the server is to stop.
+async fn run_controllers(registry: Registry, stopping: tokio::sync::watch::Receiver<bool>) {
+    tokio::select! {
+        // Ends by itself only if the registry takes no more writes; to say so is the server's business.
+        () = controllers::run_endpoint_slices(registry) => until(stopping.clone()).await,
+        () = until(stopping.clone()) => {}
+    }
 }
 
 /// Ready once the server is to stop.
