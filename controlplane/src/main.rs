@@ -31,6 +31,9 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the control plane until SIGTERM or SIGINT.
+    ///
+    /// A Service with a selector gets its EndpointSlices from the Pods that it selects. They have the label
+    /// endpointslice.kubernetes.io/managed-by: endpointslice-controller.tollgate.dev; slices without it are left alone.
     Serve(ServeArgs),
     /// Make or replace the objects in manifests.
     Apply(ApplyArgs),
