@@ -296,3 +296,48 @@ fn a_service_that_is_to_have_no_slices_loses_them() {
         assert_eq!(Service::read(serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap()), None);
     }
 }
+
+#[test]
+fn what_is_new_goes_where_a_write_is_due_or_the_fullest_has_room() {
+    /// Pods whose names begin with a letter: `a-0`, `a-1`, ...
+    fn pods(groups: &[(char, usize)]) -> Vec<Pod> {
+        groups
+            .iter()
+            .flat_map(|(letter, count)| (0..*count).map(move |n| pod(&format!("{letter}-{n}"), |_| {})))
+            .collect()
+    }
+    let service = service(json!({}));
+    // One slice for each letter.
+    let slices = |groups: &[(char, usize)]| -> Vec<EndpointSlice> {
+        let slice = |group: &(char, usize)| {
+            let mut slice = planned(&service, &pods(&[*group]), &[]).apply.remove(0);
+            slice.metadata.name = Some(group.0.to_string());
+            slice
+        };
+        groups.iter().map(slice).collect()
+    };
+    type Groups<'a> = &'a [(char, usize)];
+    type Row<'a> = (&'a str, Groups<'a>, Groups<'a>, &'a [&'a str], &'a [&'a str]);
+    let rows: [Row<'_>; 6] = [
+        ("one loses some, the other all", &[('a', 1), ('b', 9)], &[('b', 8), ('n', 1)], &["b"], &["a"]),
+        ("all are gone", &[('a', 2), ('b', 9)], &[('b', 9), ('n', 1)], &["a"], &[]),
+        ("the fullest", &[('a', 5), ('b', 90), ('c', 95)], &[('a', 5), ('b', 90), ('c', 95), ('n', 8)], &["b"], &[]),
+        ("none for all", &[('a', 95), ('b', 90)], &[('a', 95), ('b', 90), ('n', 12)], &["a", "b"], &[]),
+        (
+            "some for all",
+            &[('a', 95), ('b', 90), ('c', 94)],
+            &[('a', 95), ('b', 90), ('c', 94), ('n', 11)],
+            &["b", "c"],
+            &[],
+        ),
+        ("no room", &[('a', 100)], &[('a', 100), ('n', 101)], &["new", "new"], &[]),
+    ];
+    for (name, before, after, applied, deleted) in rows {
+        let existing = slices(before);
+        let plan = planned(&service, &pods(after), &existing);
+        let mut names: Vec<&str> =
+            plan.apply.iter().map(|slice| slice.metadata.name.as_deref().unwrap_or("new")).collect();
+        names.sort_unstable();
+        assert_eq!((&names[..], plan.delete), (applied, deleted.iter().map(ToString::to_string).collect()), "{name}");
+    }
+}
