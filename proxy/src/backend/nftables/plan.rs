@@ -30,6 +30,10 @@ pub(crate) struct Plan {
     classes: Classes,
     /// Elements that several Service ports may need, with how many do.
     shared: BTreeMap<Key, usize>,
+    /// Elements of `hairpin` that nobody needs any more, and that stay until the full sync after. A packet may have been
+    /// translated to its own sender just before the commit that takes the endpoint away, and ask `hairpin` just after it:
+    /// not masqueraded, it is lost, and so is all that its connection sends again. More of them than needed do no harm.
+    lingering: BTreeSet<Key>,
     /// Only during the first sync: what the kernel holds, for numbers, slots and refs to stay as they are.
     listed: Arc<Objects>,
     listed_numbers: BTreeSet<u32>,
@@ -68,6 +72,7 @@ impl Plan {
             numbers: Numbers::default(),
             classes: Classes::default(),
             shared: BTreeMap::new(),
+            lingering: BTreeSet::new(),
             listed: Arc::default(),
             listed_numbers: BTreeSet::new(),
         }
@@ -83,6 +88,7 @@ impl Plan {
     pub(crate) fn adopt(&mut self, listed: Arc<Objects>) {
         self.listed_numbers = listed.iter().filter_map(|(key, value)| number(key, value)).collect();
         self.classes.adopt(&listed);
+        self.lingering.extend(listed.keys().filter(|key| lingers(key)).cloned());
         self.listed = listed;
     }
 
@@ -175,7 +181,7 @@ impl Plan {
         for key in placement.shared() {
             let uses = self.shared.entry(key.clone()).or_insert(0);
             *uses += 1;
-            if *uses == 1 {
+            if *uses == 1 && !self.lingering.remove(&key) {
                 edit.after.insert(key, Value::Present);
             }
         }
@@ -192,7 +198,10 @@ impl Plan {
             *uses -= 1;
             if *uses == 0 {
                 self.shared.remove(&key);
-                edit.before.insert(key, Value::Present);
+                match lingers(&key) {
+                    true => drop(self.lingering.insert(key)),
+                    false => drop(edit.before.insert(key, Value::Present)),
+                }
             }
         }
         for frontend in old.frontends() {
@@ -204,9 +213,11 @@ impl Plan {
         Some(old)
     }
 
-    /// Forgets the classes that no pool is in.
+    /// Forgets the classes that no pool is in, and what lingers. Before Service ports are placed, so that what that leaves
+    /// unused stays until the next time.
     pub(crate) fn sweep(&mut self) {
         self.classes.sweep();
+        self.lingering.clear();
     }
 
     /// Everything that the table should hold.
@@ -221,7 +232,7 @@ impl Plan {
         for placement in self.placements.values() {
             placement.elements(&mut objects);
         }
-        objects.extend(self.shared.keys().map(|key| (key.clone(), Value::Present)));
+        objects.extend(self.shared.keys().chain(&self.lingering).map(|key| (key.clone(), Value::Present)));
         objects
     }
 
@@ -273,6 +284,11 @@ pub(crate) fn number(key: &Key, value: &Value) -> Option<u32> {
     };
     // Number 0 is that of classes.
     Some(word.number()).filter(|number| *number > 0)
+}
+
+/// Whether an element may outlive its last user. Only those that we would have made: others are swept at once.
+fn lingers(key: &Key) -> bool {
+    matches!(key, Key::Element(SetName::Hairpin, ElementKey::Twice(_)))
 }
 
 /// The balance of a pool; `None` without endpoints.
