@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tollgate_api::v1::{Kind, ResumeToken};
 use tollgate_controlplane::client::{self, Format, Output, Selection, WatchOptions};
-use tollgate_controlplane::registry::ServiceCidrs;
+use tollgate_controlplane::registry::{ExternalIpCidrs, ServiceCidrs};
 use tollgate_controlplane::server::{self, Config};
 use tracing_subscriber::EnvFilter;
 
@@ -132,6 +132,13 @@ struct ServeArgs {
     /// Where node ports come from.
     #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = parse_ports)]
     node_port_range: RangeInclusive<u16>,
+    /// Where Services may take external IPs from; without it they may have none.
+    ///
+    /// Whoever may write a Service draws to its endpoints what the nodes send to its external IPs, whosever addresses
+    /// these are (CVE-2020-8554). So give only ranges that are yours to hand out. External IPs that a Service has
+    /// already stay accepted.
+    #[arg(long, value_name = "CIDR[,CIDR...]")]
+    allow_external_ips: Option<ExternalIpCidrs>,
     /// How many changes to keep: a watch that lost its connection resumes if it missed no more than that.
     #[arg(long, value_name = "CHANGES", default_value_t = server::KEPT_CHANGES, value_parser = clap::value_parser!(u64).range(1..))]
     history: u64,
@@ -204,6 +211,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .init();
     let mut config = Config::new(args.data_dir, args.service_cidr);
     config.node_ports = args.node_port_range;
+    config.external_ips = args.allow_external_ips.unwrap_or_default();
     config.kept_changes = args.history;
     config.progress_interval = Duration::from_millis(args.progress_interval);
     // Before the first wait, so that a signal during the start is not lost.

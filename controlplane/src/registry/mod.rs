@@ -31,8 +31,8 @@ use tollgate_api::v1::{Key, Kind};
 pub use feed::{Feed, Next, QueueLimit, Snapshot};
 pub use invalid::{Finding, Invalid};
 pub use manifest::DEFAULT_NAMESPACE;
-pub use service::Exhausted;
 pub(crate) use service::service_type;
+pub use service::{Exhausted, ExternalIpCidrs};
 pub(crate) use service_cidr::IpFamily;
 pub use service_cidr::{InvalidCidrs, ServiceCidrs};
 pub use state::{Applied, Objects};
@@ -51,6 +51,8 @@ pub struct Options {
     pub service_cidrs: ServiceCidrs,
     /// Where node ports come from.
     pub node_ports: RangeInclusive<u16>,
+    /// Where Services may take external IPs from.
+    pub external_ips: ExternalIpCidrs,
     /// The changes that a watcher may be behind.
     pub queue: QueueLimit,
 }

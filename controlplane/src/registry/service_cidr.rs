@@ -81,10 +81,7 @@ impl FromStr for ServiceCidrs {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let mut nets = Vec::new();
         for part in text.split(',').map(str::trim) {
-            let net: IpNet = part.parse().map_err(|_| InvalidCidrs::Syntax { given: part.to_owned() })?;
-            if net.trunc() != net {
-                return Err(InvalidCidrs::HostBits { given: net, meant: net.trunc() });
-            }
+            let net = parse_cidr(part)?;
             if usable(net).is_none_or(|(first, last)| first == last) {
                 return Err(InvalidCidrs::TooSmall { given: net });
             }
@@ -143,6 +140,12 @@ impl FromStr for IpFamily {
     fn from_str(text: &str) -> Result<Self, ()> {
         [IpFamily::V4, IpFamily::V6].into_iter().find(|family| family.name() == text).ok_or(())
     }
+}
+
+/// A range without address bits after its prefix.
+pub(crate) fn parse_cidr(text: &str) -> Result<IpNet, InvalidCidrs> {
+    let net: IpNet = text.parse().map_err(|_| InvalidCidrs::Syntax { given: text.to_owned() })?;
+    if net.trunc() == net { Ok(net) } else { Err(InvalidCidrs::HostBits { given: net, meant: net.trunc() }) }
 }
 
 /// The number that stands for an address in its family's pool.

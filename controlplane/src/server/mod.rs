@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::controllers;
-use crate::registry::{self, Options, QueueLimit, Registry, ServiceCidrs};
+use crate::registry::{self, ExternalIpCidrs, Options, QueueLimit, Registry, ServiceCidrs};
 use crate::store::{self, Embedded};
 use control_plane::Service;
 
@@ -41,6 +41,8 @@ pub struct Config {
     pub service_cidrs: ServiceCidrs,
     /// Where node ports come from.
     pub node_ports: RangeInclusive<u16>,
+    /// Where Services may take external IPs from.
+    pub external_ips: ExternalIpCidrs,
     /// How many changes a watch can resume over, at least.
     pub kept_changes: u64,
     /// How far a watcher may fall behind before it is cut.
@@ -78,6 +80,7 @@ impl Config {
             data_dir,
             service_cidrs,
             node_ports: NODE_PORTS,
+            external_ips: ExternalIpCidrs::default(),
             kept_changes: KEPT_CHANGES,
             queue: QueueLimit { changes: 10_000, bytes: 64 << 20 },
             progress_interval: Duration::from_secs(10),
@@ -92,8 +95,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Listen)?;
-    let Config { data_dir, service_cidrs, node_ports, kept_changes, queue, progress_interval } = config;
-    let options = Options { service_cidrs, node_ports, queue };
+    let Config { data_dir, service_cidrs, node_ports, external_ips, kept_changes, queue, progress_interval } = config;
+    let options = Options { service_cidrs, node_ports, external_ips, queue };
     let (registry, writer) = {
         let open = move || -> Result<_, Error> {
             let store = Embedded::open(&data_dir, kept_changes)?;

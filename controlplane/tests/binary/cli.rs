@@ -255,6 +255,32 @@ fn signals_end_the_server_with_exit_status_0() {
     }
 }
 
+#[test]
+fn external_ips_are_refused_unless_a_flag_allows_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = |ip: &str| {
+        format!(
+            "{{kind: Service, apiVersion: v1, metadata: {{name: web}}, spec: {{externalIPs: [{ip}], ports: [{{port: 80}}]}}}}"
+        )
+    };
+    let apply = |server: &Process, ip: &str| {
+        run(command(&["apply", "-f", "-"]).env("TOLLGATE_SERVER", &server.url), &manifest(ip))
+    };
+    let server = Process::start(dir.path());
+    let (is_done, _, complaints) = apply(&server, "192.0.2.1");
+    let expected = "service default/web is invalid: spec.externalIPs[0]: \"192.0.2.1\": is not allowed: \
+                    the control plane was started without --allow-external-ips\n";
+    assert!(!is_done && complaints.ends_with(expected), "{complaints}");
+    server.kill();
+    let server = Process::start_with(dir.path(), &["--allow-external-ips", "192.0.2.0/24,2001:db8::/64"]);
+    assert!(apply(&server, "192.0.2.1").0);
+    assert!(!apply(&server, "198.51.100.1").0);
+    server.kill();
+    // The Service stays as it is under flags that would refuse a new one.
+    let server = Process::start(dir.path());
+    assert_eq!(apply(&server, "192.0.2.1").1, "service/web unchanged\n");
+}
+
 /// A watch that has begun.
 fn watch_of(url: &str) -> std::process::Child {
     let mut child = command(&["watch", "svc", "--server", url]).spawn().unwrap();
@@ -270,6 +296,7 @@ fn wrong_flags_are_explained() {
     for (words, expected) in [
         (&["--service-cidr", "10.96.0.1/16"][..], "did you mean 10.96.0.0/16?"),
         (&["--node-port-range", "9-1"], "give it as 30000-32767"),
+        (&["--allow-external-ips", "192.0.2.7/24"], "did you mean 192.0.2.0/24?"),
     ] {
         let (is_done, _, complaints) = run(command(&["serve", "--data-dir"]).arg(dir).args(words), "");
         assert!(!is_done && complaints.contains(expected), "{words:?}: {complaints}");

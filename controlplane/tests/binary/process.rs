@@ -21,7 +21,13 @@ pub(crate) struct Process {
 impl Process {
     /// Starts a server over a directory and waits until it listens.
     pub(crate) fn start(data_dir: &Path) -> Self {
-        let mut child = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data_dir).spawn().unwrap();
+        Self::start_with(data_dir, &[])
+    }
+
+    /// The same with more flags.
+    pub(crate) fn start_with(data_dir: &Path, flags: &[&str]) -> Self {
+        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        let mut child = command.arg(data_dir).args(flags).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         let url = loop {

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tollgate_api::v1::Kind;
 
 use super::*;
-use crate::registry::{Options, QueueLimit};
+use crate::registry::{ExternalIpCidrs, Options, QueueLimit};
 use crate::store::{self, Change, Embedded, History, Position, Record, Store};
 
 /// A store whose disk can be full.
@@ -42,7 +42,12 @@ async fn world(dir: &TempDir) -> (Arc<Disk>, Registry, Controller) {
     let store = Embedded::open(dir.path(), 100).unwrap();
     let disk = Arc::new(Disk { store, is_full: AtomicBool::new(false) });
     let queue = QueueLimit { changes: 100, bytes: 1 << 20 };
-    let options = Options { service_cidrs: "10.96.0.0/24".parse().unwrap(), node_ports: 1..=2, queue };
+    let options = Options {
+        service_cidrs: "10.96.0.0/24".parse().unwrap(),
+        node_ports: 1..=2,
+        external_ips: ExternalIpCidrs::default(),
+        queue,
+    };
     let (registry, _) = Registry::open(disk.clone(), options).unwrap();
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
                          "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});

@@ -1,6 +1,7 @@
 //! Services: defaults and checks of one in itself, and what it is allocated.
 
 mod allocate;
+mod external_ips;
 mod families;
 mod validate;
 
@@ -12,6 +13,7 @@ use super::manifest::{child, children, set_default};
 
 pub(crate) use allocate::Allocations;
 pub use allocate::Exhausted;
+pub use external_ips::ExternalIpCidrs;
 pub(crate) use validate::validate;
 
 /// The protocols of ports, the default one first.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use tollgate_api::v1::{Key, Kind, apply_response::Outcome};
 
 use super::manifest::{DEFAULT_NAMESPACE, Manifest, child, set_default, typed};
-use super::service::Allocations;
+use super::service::{Allocations, ExternalIpCidrs};
 use super::{Error, endpoint_slice};
 use crate::store::{Change, Record};
 
@@ -23,6 +23,7 @@ pub(crate) struct State {
     /// The revision of the last write.
     pub(crate) revision: u64,
     allocations: Allocations,
+    external_ips: ExternalIpCidrs,
 }
 
 /// What became of an apply.
@@ -38,7 +39,12 @@ pub struct Applied {
 
 impl State {
     /// The state of a store that holds these objects. `allocations` are those of an empty one.
-    pub(crate) fn restore(revision: u64, records: Vec<Record>, mut allocations: Allocations) -> Result<Self, Error> {
+    pub(crate) fn restore(
+        revision: u64,
+        records: Vec<Record>,
+        mut allocations: Allocations,
+        external_ips: ExternalIpCidrs,
+    ) -> Result<Self, Error> {
         let mut objects = Objects::new();
         for record in records {
             let key = Arc::new(record.key.clone());
@@ -50,7 +56,7 @@ impl State {
             }
             objects.insert(key, Arc::new(record));
         }
-        Ok(State { objects, revision, allocations })
+        Ok(State { objects, revision, allocations, external_ips })
     }
 
     /// Makes or replaces an object. After an error the state is to be thrown away.
@@ -68,7 +74,10 @@ impl State {
         let old_object = old.as_deref().map(object_of).transpose()?;
         inherit(&key, &mut object, old_object.as_ref(), uid.as_deref(), now)?;
         match (key.kind(), &old_object) {
-            (Kind::Service, old_object) => self.allocations.settle(&key, &mut object, old_object.as_ref())?,
+            (Kind::Service, old_object) => {
+                self.external_ips.check(&key, &object, old_object.as_ref())?;
+                self.allocations.settle(&key, &mut object, old_object.as_ref())?;
+            }
             (Kind::EndpointSlice, Some(old_object)) => endpoint_slice::validate_update(&key, old_object, &object)?,
             _ => {}
         }

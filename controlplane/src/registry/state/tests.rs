@@ -12,7 +12,8 @@ impl Fixture {
 
     fn with_cidrs(cidrs: &str) -> Self {
         let allocations = Allocations::new(cidrs.parse().unwrap(), 30_000..=30_003);
-        let mut fixture = Fixture { state: State::restore(0, Vec::new(), allocations).unwrap() };
+        let mut fixture =
+            Fixture { state: State::restore(0, Vec::new(), allocations, ExternalIpCidrs::default()).unwrap() };
         fixture.apply(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})).unwrap();
         fixture
     }
@@ -222,7 +223,8 @@ fn allocations_are_found_again_in_the_store() {
         .unwrap();
     let records = fixture.state.objects.values().map(|record| (**record).clone()).collect();
     let allocations = Allocations::new("10.96.0.0/24".parse().unwrap(), 30_000..=30_003);
-    let mut fixture = Fixture { state: State::restore(fixture.state.revision, records, allocations).unwrap() };
+    let state = State::restore(fixture.state.revision, records, allocations, ExternalIpCidrs::default()).unwrap();
+    let mut fixture = Fixture { state };
     assert!(fixture.service("other", json!({"clusterIP": "10.96.0.9"})).is_err());
     assert!(fixture.service("other", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30001}]})).is_err());
 }
@@ -239,4 +241,43 @@ fn the_address_type_of_a_slice_stays() {
         fixture.apply(slice("IPv6")).unwrap_err(),
         "endpointslice default/web-1 is invalid: addressType: \"IPv6\": must stay \"IPv4\": it can't be changed, delete the slice first"
     );
+}
+
+#[test]
+fn external_ips_need_a_range_that_allows_them() {
+    let mut fixture = Fixture::new();
+    let with = |ips: &[&str]| json!({"externalIPs": ips});
+    assert_eq!(
+        fixture.service("web", with(&["192.0.2.1", "2001:db8::1"])).unwrap_err(),
+        "service default/web is invalid: \
+         spec.externalIPs[0]: \"192.0.2.1\": is not allowed: the control plane was started without --allow-external-ips; \
+         spec.externalIPs[1]: \"2001:db8::1\": is not allowed: the control plane was started without --allow-external-ips"
+    );
+    fixture.service("web", with(&[])).unwrap();
+
+    fixture.state.external_ips = "192.0.2.0/24,2001:db8::/64".parse().unwrap();
+    fixture.service("web", with(&["192.0.2.1", "2001:db8::1"])).unwrap();
+    assert_eq!(
+        fixture.service("web", with(&["192.0.2.1", "198.51.100.1"])).unwrap_err(),
+        "service default/web is invalid: spec.externalIPs[1]: \"198.51.100.1\": is not allowed: \
+         must be within the control plane's --allow-external-ips 192.0.2.0/24,2001:db8::/64"
+    );
+}
+
+#[test]
+fn external_ips_that_a_service_has_stay_allowed() {
+    let mut fixture = Fixture::new();
+    fixture.state.external_ips = "192.0.2.0/24,2001:db8::/64".parse().unwrap();
+    fixture.service("web", json!({"externalIPs": ["192.0.2.1", "2001:db8::1"]})).unwrap();
+    fixture.state.external_ips = ExternalIpCidrs::default();
+    // Another change, another order, another spelling, one less.
+    let ports = json!([{"port": 81}]);
+    fixture.service("web", json!({"externalIPs": ["2001:db8:0::1", "192.0.2.1"], "ports": ports})).unwrap();
+    fixture.service("web", json!({"externalIPs": ["192.0.2.1"]})).unwrap();
+    for (name, ips) in [("web", ["192.0.2.1", "192.0.2.2"]), ("web", ["192.0.2.1", "2001:db8::1"])] {
+        let error = fixture.service(name, json!({"externalIPs": ips})).unwrap_err();
+        assert!(error.contains(&format!("spec.externalIPs[1]: {:?}: is not allowed", ips[1])), "{error}");
+    }
+    // What one Service has is no leave for another one.
+    fixture.service("other", json!({"externalIPs": ["192.0.2.1"]})).unwrap_err();
 }

@@ -121,7 +121,7 @@ impl Writer {
 pub(crate) fn restore(store: &dyn Store, options: &Options) -> Result<State, Error> {
     let (position, records) = store.load()?;
     let allocations = Allocations::new(options.service_cidrs.clone(), options.node_ports.clone());
-    State::restore(position.revision, records, allocations)
+    State::restore(position.revision, records, allocations, options.external_ips.clone())
 }
 
 /// Tries a write on the state; a refused one leaves no trace in it.

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 use tollgate_api::v1::Key;
 
 use super::*;
-use crate::registry::{Next, QueueLimit, Registry};
+use crate::registry::{ExternalIpCidrs, Next, QueueLimit, Registry};
 use crate::store::{Embedded, Position, Record};
 
 /// How a commit goes wrong.
@@ -51,7 +51,12 @@ impl Store for Faulty {
 fn open(dir: &TempDir) -> (Arc<Faulty>, Registry) {
     let store = Arc::new(Faulty { store: Embedded::open(dir.path(), 100).unwrap(), fault: Mutex::new(None) });
     let queue = QueueLimit { changes: 100, bytes: 1 << 20 };
-    let options = Options { service_cidrs: "10.96.0.0/29".parse().unwrap(), node_ports: 1..=2, queue };
+    let options = Options {
+        service_cidrs: "10.96.0.0/29".parse().unwrap(),
+        node_ports: 1..=2,
+        external_ips: ExternalIpCidrs::default(),
+        queue,
+    };
     let (registry, _) = Registry::open(store.clone(), options).unwrap();
     (store, registry)
 }
