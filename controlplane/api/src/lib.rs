@@ -13,6 +13,9 @@ mod token;
 pub use kind::UnknownKind;
 pub use token::InvalidToken;
 
+/// Every file of the contract, as an encoded `google.protobuf.FileDescriptorSet`: what gRPC server reflection hands out.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tollgate.v1.binpb"));
+
 /// Version 1 of the contract.
 #[allow(
     missing_docs,

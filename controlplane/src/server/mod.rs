@@ -1,13 +1,15 @@
 //! The gRPC face of the registry.
 
 mod control_plane;
+mod standard;
 mod status;
 mod watch;
 
 use std::future::Future;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -66,6 +68,9 @@ pub enum Error {
     /// A controller has panicked; to go on without it would leave traffic on endpoints that are gone.
     #[error("the EndpointSlice controller has ended")]
     Controller(#[source] JoinError),
+    /// The contract that was built in can't be shown by reflection.
+    #[error("cannot describe the gRPC services")]
+    Reflection(#[source] Box<tonic_reflection::server::Error>),
     /// The listener has no address.
     #[error("cannot tell the address that is listened on")]
     Listen(#[source] std::io::Error),
@@ -88,7 +93,8 @@ impl Config {
     }
 }
 
-/// Serves until `shutdown` is ready; then ends the watches, lets requests finish, and returns.
+/// Serves until `shutdown` is ready; then tells by the health service that it drains, ends the watches, lets requests
+/// finish, and returns.
 pub async fn serve(
     config: Config,
     listener: TcpListener,
@@ -97,13 +103,9 @@ pub async fn serve(
     let address = listener.local_addr().map_err(Error::Listen)?;
     let Config { data_dir, service_cidrs, node_ports, external_ips, kept_changes, queue, progress_interval } = config;
     let options = Options { service_cidrs, node_ports, external_ips, queue };
-    let (registry, writer) = {
-        let open = move || -> Result<_, Error> {
-            let store = Embedded::open(&data_dir, kept_changes)?;
-            Ok(Registry::open(Arc::new(store), options)?)
-        };
-        spawn_blocking(open).await.map_err(|_| registry::Error::Stopped)??
-    };
+    let open = move || open(&data_dir, kept_changes, options);
+    let reflection = standard::reflection().map_err(Error::Reflection)?;
+    let (registry, writer) = spawn_blocking(open).await.map_err(|_| registry::Error::Stopped)??;
     let position = registry.feed().position();
     tracing::info!(store = %position.store_id, revision = position.revision, "listening on {address}");
     if !address.ip().is_loopback() {
@@ -112,6 +114,7 @@ pub async fn serve(
 
     let stopping = tokio::sync::watch::Sender::new(false);
     let mut controller = tokio::spawn(run_controllers(registry.clone(), stopping.subscribe()));
+    let (health, health_service) = standard::health().await;
     let service = Service::new(registry, progress_interval, stopping.subscribe());
     // Not by the builder's own setting, which does not reach a listener that it is given. With Nagle's algorithm an
     // answer waits for the client's delayed acknowledgement: 40 ms for every write.
@@ -120,6 +123,8 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(ControlPlaneServer::new(service))
+        .add_service(health_service)
+        .add_service(reflection)
         .serve_with_incoming_shutdown(incoming, until(stopping.subscribe()));
     tokio::pin!(served);
     tokio::select! {
@@ -127,6 +132,8 @@ pub async fn serve(
         ended = &mut controller => return ended.map_err(Error::Controller),
         () = shutdown => tracing::info!("stopping"),
     }
+    // First, so that a watch of the health is told before it ends.
+    standard::set_draining(&health).await;
     stopping.send_replace(true);
     match tokio::time::timeout(SHUTDOWN_PATIENCE, served).await {
         Ok(result) => result.map_err(Error::Serve)?,
@@ -140,6 +147,12 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Opens the store and takes up what it holds.
+fn open(data_dir: &Path, kept_changes: u64, options: Options) -> Result<(Registry, JoinHandle<()>), Error> {
+    let store = Embedded::open(data_dir, kept_changes)?;
+    Ok(Registry::open(Arc::new(store), options)?)
 }
 
 /// Until the server is to stop.

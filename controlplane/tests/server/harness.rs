@@ -61,6 +61,10 @@ impl Server {
         self.dir
     }
 
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
     /// A connection of its own.
     pub(crate) async fn client(&self) -> Client {
         connect(&self.url).await.unwrap()

@@ -4,6 +4,7 @@
 
 mod harness;
 mod slices;
+mod standard;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
