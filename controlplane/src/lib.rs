@@ -10,10 +10,12 @@
 //! - [`registry`]: what objects must look like, ClusterIPs and node ports, and the one writer.
 //! - `controllers`: what is written because of other objects: EndpointSlices out of Pods.
 //! - [`store`]: objects and their history on disk.
+//! - [`backup`]: every object at one revision, in a file.
 //! - [`client`]: the verbs of the command line.
 
 #![forbid(unsafe_code)]
 
+pub mod backup;
 pub mod client;
 mod controllers;
 pub mod registry;

@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tollgate_api::v1::{Kind, ResumeToken};
+use tollgate_controlplane::backup::{self, Restored};
 use tollgate_controlplane::client::{self, Format, Output, Selection, WatchOptions};
 use tollgate_controlplane::registry::{ExternalIpCidrs, ServiceCidrs};
 use tollgate_controlplane::server::{self, Config};
@@ -43,6 +44,33 @@ enum Verb {
     Delete(DeleteArgs),
     /// Show objects and then each change, a line for every event.
     Watch(WatchArgs),
+    /// Write every object of a running control plane, as of one revision, to a file.
+    ///
+    /// The file has a JSON value on each line: a header, the objects, and a checksum of it all. It has its name once it is
+    /// whole and on disk; an earlier file of that name is replaced.
+    Backup(BackupArgs),
+    /// Make the store of a new control plane out of a backup.
+    ///
+    /// The checksum is verified first. The objects keep their uids, addresses and ports, but the store is another one: its
+    /// revisions go on far ahead of the backup's, and whoever watched the old one lists anew by itself.
+    Restore(RestoreArgs),
+}
+
+#[derive(Args)]
+struct BackupArgs {
+    /// Where to write it.
+    file: PathBuf,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Args)]
+struct RestoreArgs {
+    /// What backup wrote.
+    file: PathBuf,
+    /// Directory of the new store, empty; made if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
 }
 
 #[derive(Args)]
@@ -167,6 +195,13 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         let runtime = Runtime::new().context("cannot start the async runtime")?;
         return runtime.block_on(serve(args)).map(|()| true);
     }
+    if let Verb::Restore(RestoreArgs { file, data_dir }) = cli.verb {
+        let Restored { from: (store_id, revision), position, objects } = backup::restore(&file, &data_dir)?;
+        let new = format!("store {} at revision {}", position.store_id, position.revision);
+        let line = format!("{objects} objects of store {store_id} at revision {revision} are now in {new}");
+        writeln!(std::io::stdout(), "{line}").map_err(client::Error::Output)?;
+        return Ok(true);
+    }
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let mut output = Output { results: &mut stdout, complaints: &mut std::io::stderr() };
@@ -180,7 +215,7 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 
 async fn ask(verb: Verb, output: &mut Output<'_>) -> Result<bool, client::Error> {
     match verb {
-        Verb::Serve(_) => Ok(true),
+        Verb::Serve(_) | Verb::Restore(_) => Ok(true),
         Verb::Apply(ApplyArgs { filename, namespace, server }) => {
             let client = client::connect(&server.server).await?;
             client::apply(&client, &filename, namespace.as_deref(), output).await
@@ -199,6 +234,10 @@ async fn ask(verb: Verb, output: &mut Output<'_>) -> Result<bool, client::Error>
         Verb::Watch(WatchArgs { kinds, namespace, all_namespaces, resume, server }) => {
             let mut client = client::connect(&server.server).await?;
             client::watch(&mut client, WatchOptions { kinds, namespace, all_namespaces, resume }, output).await
+        }
+        Verb::Backup(BackupArgs { file, server }) => {
+            let mut client = client::connect(&server.server).await?;
+            client::backup(&mut client, &file, output).await
         }
     }
 }

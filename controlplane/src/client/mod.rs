@@ -4,6 +4,7 @@
 //! be piped on. A verb returns whether everything that was asked for was done.
 
 mod apply;
+mod backup;
 mod columns;
 mod delete;
 mod documents;
@@ -21,6 +22,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 pub use apply::apply;
+pub use backup::backup;
 pub use delete::{delete_files, delete_named};
 pub use get::{Format, Selection, get};
 pub use watch::{WatchOptions, watch};
@@ -107,6 +109,9 @@ pub enum Error {
         /// The server's reason.
         message: String,
     },
+    /// A backup can't be written.
+    #[error(transparent)]
+    Backup(#[from] crate::backup::Error),
     /// The words of a command do not fit together.
     #[error("{0}")]
     Usage(String),

@@ -89,6 +89,14 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A store was to be made where something is already.
+    #[error("{} is not empty: it has {}; choose another --data-dir", .path.display(), .found.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it, or some of that.
+        found: PathBuf,
+    },
     /// Another process has the store open.
     #[error("{} is in use by another tollgate-controlplane; stop that one or choose another --data-dir", .path.display())]
     InUse {

@@ -4,6 +4,8 @@
 //! the file before a commit returns (`Durability::Immediate`, its default), and after a crash opens the last commit that
 //! reached the disk whole.
 
+mod create;
+
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
