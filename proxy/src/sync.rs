@@ -73,6 +73,8 @@ impl Sync {
     pub fn run(mut self, runtime: &Handle, mut desired: watch::Receiver<Option<Desired>>) {
         loop {
             match runtime.block_on(self.wait(&mut desired)) {
+                // Changes that come without a pause must not put the comparison off for ever.
+                Wake::Newer if Instant::now() >= self.next_full => self.scope = Scope::Full,
                 Wake::Newer => {}
                 Wake::Due => self.scope = Scope::Full,
                 Wake::Stopped => return,
@@ -176,6 +178,8 @@ impl Sync {
 
     fn failed(&mut self, error: &dyn std::error::Error) -> Duration {
         self.metrics.sync_failures.inc();
+        // What failed waits, also where nothing new had come: `/healthz` must say so in time.
+        self.health.queued();
         let backoff = self.backoff.get_or_insert_with(|| {
             ExponentialBuilder::new()
                 .with_min_delay(Duration::from_millis(100))
