@@ -204,6 +204,7 @@ fn a_foreign_element_is_swept() {
         &[
             "add element ip tollgate frontends { 192.0.2.1 . tcp . 80 : 0:11 }",
             "add element ip tollgate frontends { 192.0.2.1 . 253 . 80 : none }",
+            "add element ip tollgate picks { 0:99 : accept }",
             "add element ip tollgate hairpin { 192.0.2.1 . 192.0.2.2 }",
             "add element ip tollgate service_cidrs { 10.1.0.3-10.1.0.9 }",
         ],
@@ -212,6 +213,7 @@ fn a_foreign_element_is_swept() {
             "ip tollgate: hairpin { 192.0.2.1 . 192.0.2.2 } was not ours",
             "ip tollgate: frontends { 192.0.2.1 . tcp . 80 } was not ours",
             "ip tollgate: frontends { 192.0.2.1 . 253 . 80 } was not ours",
+            "ip tollgate: picks { 0:99 } was not ours",
         ],
     );
 }

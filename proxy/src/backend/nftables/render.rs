@@ -109,6 +109,8 @@ fn elements(text: &mut String, table: &str, verb: &str, objects: &[(Key, Value)]
         }
         let _ = match value {
             Value::Present => write!(text, "{key}"),
+            // By key alone: what somebody else put there may not be readable, and must not keep it there.
+            _ if verb == "delete" => write!(text, "{key}"),
             value => write!(text, "{key} : {value}"),
         };
         count += 1;
