@@ -11,12 +11,14 @@
 //! - `controllers`: what is written because of other objects: EndpointSlices out of Pods.
 //! - [`store`]: objects and their history on disk.
 //! - [`backup`]: every object at one revision, in a file.
+//! - [`config`]: the flags of `serve`, and its config file.
 //! - [`client`]: the verbs of the command line.
 
 #![forbid(unsafe_code)]
 
 pub mod backup;
 pub mod client;
+pub mod config;
 mod controllers;
 pub mod registry;
 pub mod server;

@@ -3,11 +3,8 @@
 #![forbid(unsafe_code)]
 
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -17,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tollgate_api::v1::{Kind, ResumeToken};
 use tollgate_controlplane::backup::{self, Restored};
 use tollgate_controlplane::client::{self, Format, Output, Selection, WatchOptions};
-use tollgate_controlplane::registry::{ExternalIpCidrs, ServiceCidrs};
-use tollgate_controlplane::server::{self, Config};
+use tollgate_controlplane::config::{Config, Settings};
+use tollgate_controlplane::server;
 use tracing_subscriber::EnvFilter;
 
 /// The bundled Tollgate control plane: keeps Services, EndpointSlices, Nodes and Namespaces, and feeds the proxies.
@@ -32,6 +29,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Run the control plane until SIGTERM or SIGINT.
+    ///
+    /// All flags can also be keys of a YAML file: --config FILE.
     ///
     /// A Service with a selector gets its EndpointSlices from the Pods that it selects. They have the label
     /// endpointslice.kubernetes.io/managed-by: endpointslice-controller.tollgate.dev; slices without it are left alone.
@@ -148,31 +147,11 @@ struct WatchArgs {
 
 #[derive(Args)]
 struct ServeArgs {
-    /// Address and port to listen on; port 0 takes a free one, which the log names.
-    #[arg(long, default_value = "127.0.0.1:7440")]
-    listen: SocketAddr,
-    /// Directory of the store; made if it does not exist.
-    #[arg(long, value_name = "DIR")]
-    data_dir: PathBuf,
-    /// Where ClusterIPs come from: one range, or one of each family. The first is the default family.
-    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "10.96.0.0/16,fd00:96::/112")]
-    service_cidr: ServiceCidrs,
-    /// Where node ports come from.
-    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767", value_parser = parse_ports)]
-    node_port_range: RangeInclusive<u16>,
-    /// Where Services may take external IPs from; without it they may have none.
-    ///
-    /// Whoever may write a Service draws to its endpoints what the nodes send to its external IPs, whosever addresses
-    /// these are (CVE-2020-8554). So give only ranges that are yours to hand out. External IPs that a Service has
-    /// already stay accepted.
-    #[arg(long, value_name = "CIDR[,CIDR...]")]
-    allow_external_ips: Option<ExternalIpCidrs>,
-    /// How many changes to keep: a watch that lost its connection resumes if it missed no more than that.
-    #[arg(long, value_name = "CHANGES", default_value_t = server::KEPT_CHANGES, value_parser = clap::value_parser!(u64).range(1..))]
-    history: u64,
-    /// How long a watch stays silent before it tells where it stands.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..), hide = true)]
-    progress_interval: u64,
+    /// A YAML file with the same keys as the flags below; a flag wins over it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Settings,
 }
 
 fn main() -> ExitCode {
@@ -248,11 +227,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
-    let mut config = Config::new(args.data_dir, args.service_cidr);
-    config.node_ports = args.node_port_range;
-    config.external_ips = args.allow_external_ips.unwrap_or_default();
-    config.kept_changes = args.history;
-    config.progress_interval = Duration::from_millis(args.progress_interval);
+    let Config { listen, server } = Config::load(args.flags, args.config.as_deref())?;
     // Before the first wait, so that a signal during the start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
@@ -262,11 +237,6 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
             _ = interrupt.recv() => {}
         }
     };
-    let listener = TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    Ok(server::serve(config, listener, shutdown).await?)
-}
-
-fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
-    range.filter(|range| *range.start() > 0 && !range.is_empty()).ok_or_else(|| "give it as 30000-32767".to_owned())
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    Ok(server::serve(server, listener, shutdown).await?)
 }

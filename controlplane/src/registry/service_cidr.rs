@@ -1,10 +1,10 @@
 //! The ranges that ClusterIPs come from.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::pool::Pool;
 
@@ -72,6 +72,15 @@ impl ServiceCidrs {
 
     fn nets(&self) -> impl Iterator<Item = IpNet> {
         [Some(self.primary), self.secondary].into_iter().flatten()
+    }
+}
+
+/// 10.96.0.0/16, as kubeadm does, and a range of like form for IPv6.
+impl Default for ServiceCidrs {
+    fn default() -> Self {
+        let primary = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+        let secondary = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0), 112);
+        ServiceCidrs { primary: primary.into(), secondary: Some(secondary.into()) }
     }
 }
 

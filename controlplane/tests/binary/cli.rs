@@ -302,3 +302,24 @@ fn wrong_flags_are_explained() {
         assert!(!is_done && complaints.contains(expected), "{words:?}: {complaints}");
     }
 }
+
+#[test]
+fn serve_reads_a_config_file_with_the_keys_of_the_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("controlplane.yaml");
+    let config = |yaml: &str| {
+        fs::write(&file, yaml).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let yaml = "service-cidr: [10.5.0.0/16]\nallow-external-ips: 192.0.2.0/24\n";
+    let server = Process::start_with(&dir.path().join("data"), &["--config", &config(yaml)]);
+    let manifest =
+        "{kind: Service, apiVersion: v1, metadata: {name: web}, spec: {externalIPs: [192.0.2.1], ports: [{port: 80}]}}";
+    let (is_done, _, complaints) = run(command(&["apply", "-f", "-"]).env("TOLLGATE_SERVER", &server.url), manifest);
+    assert!(is_done, "{complaints}");
+    let (_, shown, _) = run(command(&["get", "svc"]).env("TOLLGATE_SERVER", &server.url), "");
+    assert!(shown.contains(" 10.5."), "{shown}");
+
+    let (is_done, _, complaints) = run(&mut command(&["serve", "--config", &config("data_dir: /d\n")]), "");
+    assert!(!is_done && complaints.contains("controlplane.yaml: ") && complaints.contains("data_dir"), "{complaints}");
+}
