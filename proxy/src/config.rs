@@ -14,7 +14,7 @@ use tollgate_model::name::IpFamily;
 use tollgate_model::store::{NodePortAddresses, StoreConfig};
 use tonic::transport::Uri;
 
-use crate::backend::{Mode, NodeConfig};
+use crate::backend::{DetectLocal, Mode, NodeConfig};
 
 /// Everything the daemon is told, valid.
 #[derive(Clone, Debug)]
@@ -43,6 +43,25 @@ pub struct Config {
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where `/metrics` is served; `None`: nowhere.
     pub metrics_bind_address: Option<SocketAddr>,
+}
+
+/// What tells local pods' traffic, in kube-proxy's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+pub enum DetectLocalMode {
+    /// Its source is in --cluster-cidr.
+    #[value(name = "ClusterCIDR")]
+    #[serde(rename = "ClusterCIDR")]
+    ClusterCidr,
+    /// Its source is in the pod CIDRs of this node's Node object.
+    #[value(name = "NodeCIDR")]
+    #[serde(rename = "NodeCIDR")]
+    NodeCidr,
+    /// It comes in through --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// It comes in through an interface whose name begins with --pod-interface-name-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
 }
 
 /// The flags, and the keys of the config file: the same words for both.
@@ -81,11 +100,26 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub register_node: Option<bool>,
 
-    /// Where pods have their addresses. ClusterIP traffic from elsewhere is masqueraded, so that answers come back through
-    /// this node; without it, none is.
+    /// What tells traffic from local pods. ClusterIP traffic from elsewhere is masqueraded, so that answers come back through
+    /// this node [default: ClusterCIDR if --cluster-cidr is given; else nothing does, and none is].
+    #[arg(long, value_enum, value_name = "MODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detect_local_mode: Option<DetectLocalMode>,
+
+    /// Where the pods of the whole cluster have their addresses, for --detect-local-mode ClusterCIDR.
     #[arg(long, value_name = "CIDR,..", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_cidr: Option<Vec<IpNet>>,
+
+    /// The bridge that local pods are attached to, for --detect-local-mode BridgeInterface.
+    #[arg(long, value_name = "INTERFACE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_bridge_interface: Option<String>,
+
+    /// How the names of local pods' interfaces begin, for --detect-local-mode InterfaceNamePrefix.
+    #[arg(long, value_name = "PREFIX")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_interface_name_prefix: Option<String>,
 
     /// Where ClusterIPs are handed out. Traffic to an address in it that no Service holds is dropped, so that a client that
     /// is quicker than this node succeeds at its first retransmission.
@@ -107,6 +141,12 @@ pub struct Settings {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade_all: Option<bool>,
+
+    /// Which bit of packets' marks asks to masquerade them, 0 to 31. No other program on this node may use it
+    /// [default: 14, as in kube-proxy].
+    #[arg(long, value_name = "BIT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masquerade_bit: Option<u8>,
 
     /// How often the kernel is compared with what it should hold, and repaired [default: 30s].
     #[arg(long, value_name = "DURATION")]
@@ -199,11 +239,18 @@ impl Settings {
             node_ip: self.node_ip.clone().or_else(|| below.node_ip.clone()),
             zone: self.zone.clone().or_else(|| below.zone.clone()),
             register_node: self.register_node.or(below.register_node),
+            detect_local_mode: self.detect_local_mode.or(below.detect_local_mode),
+            pod_bridge_interface: self.pod_bridge_interface.clone().or_else(|| below.pod_bridge_interface.clone()),
+            pod_interface_name_prefix: self
+                .pod_interface_name_prefix
+                .clone()
+                .or_else(|| below.pod_interface_name_prefix.clone()),
             cluster_cidr: self.cluster_cidr.clone().or_else(|| below.cluster_cidr.clone()),
             service_cidr: self.service_cidr.clone().or_else(|| below.service_cidr.clone()),
             nodeport_addresses: self.nodeport_addresses.clone().or_else(|| below.nodeport_addresses.clone()),
             external_ip_cidrs: self.external_ip_cidrs.clone().or_else(|| below.external_ip_cidrs.clone()),
             masquerade_all: self.masquerade_all.or(below.masquerade_all),
+            masquerade_bit: self.masquerade_bit.or(below.masquerade_bit),
             sync_period: self.sync_period.or(below.sync_period),
             healthz_bind_address: self.healthz_bind_address.clone().or_else(|| below.healthz_bind_address.clone()),
             metrics_bind_address: self.metrics_bind_address.clone().or_else(|| below.metrics_bind_address.clone()),
@@ -213,6 +260,8 @@ impl Settings {
     fn validate(self) -> Result<Config, Error> {
         let node_ips = self.node_ip.unwrap_or_default();
         one_of_each_family("node-ip", &node_ips)?;
+        let interfaces = (self.pod_bridge_interface, self.pod_interface_name_prefix);
+        let detect_local = detect_local(self.detect_local_mode, trimmed(self.cluster_cidr), interfaces)?;
         Ok(Config {
             mode: self.proxy_mode.unwrap_or(Mode::Nftables),
             control_plane: control_plane(self.control_plane.as_deref().unwrap_or("http://127.0.0.1:7440"))?,
@@ -224,9 +273,10 @@ impl Settings {
             external_ip_cidrs: trimmed(self.external_ip_cidrs),
             node: NodeConfig {
                 families: IpFamily::ALL.to_vec(),
-                cluster_cidrs: trimmed(self.cluster_cidr),
+                detect_local,
                 service_cidrs: trimmed(self.service_cidr),
                 masquerade_all: self.masquerade_all.unwrap_or(false),
+                masquerade_mark: masquerade_mark(self.masquerade_bit)?,
             },
             sync_period: sync_period(self.sync_period)?,
             healthz_bind_address: bind_address("healthz-bind-address", self.healthz_bind_address, "0.0.0.0:10256")?,
@@ -288,6 +338,65 @@ fn trimmed(cidrs: Option<Vec<IpNet>>) -> Vec<IpNet> {
     cidrs.unwrap_or_default().iter().map(IpNet::trunc).collect()
 }
 
+/// The mode with its value. Cluster CIDRs are fine with any mode, because an operator may know them for other reasons.
+fn detect_local(
+    mode: Option<DetectLocalMode>,
+    cluster_cidrs: Vec<IpNet>,
+    (bridge, prefix): (Option<String>, Option<String>),
+) -> Result<DetectLocal, Error> {
+    const MODE: &str = "detect-local-mode";
+    let missing = |mode: &str, key: &str| Error::Value {
+        key: MODE,
+        value: mode.to_owned(),
+        reason: format!("it needs {key}, which is not given"),
+    };
+    for (key, value, wanted, name) in [
+        ("pod-bridge-interface", &bridge, DetectLocalMode::BridgeInterface, "BridgeInterface"),
+        ("pod-interface-name-prefix", &prefix, DetectLocalMode::InterfaceNamePrefix, "InterfaceNamePrefix"),
+    ] {
+        let Some(value) = value else { continue };
+        interface_name(key, value)?;
+        if mode != Some(wanted) {
+            let reason = format!("it is used with {MODE} {name} alone, which is not given");
+            return Err(Error::Value { key, value: value.clone(), reason });
+        }
+    }
+    match mode {
+        None if cluster_cidrs.is_empty() => Ok(DetectLocal::Nothing),
+        None => Ok(DetectLocal::ClusterCidr(cluster_cidrs)),
+        Some(DetectLocalMode::ClusterCidr) if cluster_cidrs.is_empty() => Err(missing("ClusterCIDR", "cluster-cidr")),
+        Some(DetectLocalMode::ClusterCidr) => Ok(DetectLocal::ClusterCidr(cluster_cidrs)),
+        Some(DetectLocalMode::NodeCidr) => Ok(DetectLocal::NodeCidr),
+        Some(DetectLocalMode::BridgeInterface) => {
+            bridge.map(DetectLocal::BridgeInterface).ok_or_else(|| missing("BridgeInterface", "pod-bridge-interface"))
+        }
+        Some(DetectLocalMode::InterfaceNamePrefix) => prefix
+            .map(DetectLocal::InterfaceNamePrefix)
+            .ok_or_else(|| missing("InterfaceNamePrefix", "pod-interface-name-prefix")),
+    }
+}
+
+/// A name that an interface can have (`dev_valid_name` in net/core/dev.c), and that means itself in a rule: nft takes `*` at
+/// the end for a wildcard, iptables `+`.
+fn interface_name(key: &'static str, name: &str) -> Result<(), Error> {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/:\"\\*+".contains(&byte);
+    if (1..=15).contains(&name.len()) && name.bytes().all(is_plain) && !matches!(name, "." | "..") {
+        return Ok(());
+    }
+    let reason = "it must be 1 to 15 printable ASCII characters without spaces and / : \" \\ * +".to_owned();
+    Err(Error::Value { key, value: name.to_owned(), reason })
+}
+
+fn masquerade_mark(bit: Option<u8>) -> Result<u32, Error> {
+    let Some(bit) = bit else { return Ok(NodeConfig::MASQUERADE_MARK) };
+    let invalid = || Error::Value {
+        key: "masquerade-bit",
+        value: bit.to_string(),
+        reason: "it must be 0 to 31, a bit of a 32-bit mark".to_owned(),
+    };
+    1_u32.checked_shl(bit.into()).ok_or_else(invalid)
+}
+
 fn sync_period(period: Option<SignedDuration>) -> Result<Duration, Error> {
     let period = period.unwrap_or(SignedDuration::from_secs(30));
     match Duration::try_from(period) {
@@ -337,7 +446,37 @@ mod tests {
         let yaml = "node-name: n\nnode-ip: [192.0.2.1, '2001:db8::1']\ncluster-cidr: [10.244.3.9/16]\n";
         let config = load(yaml, &Settings::default()).unwrap();
         assert_eq!(config.node_ips.len(), 2);
-        assert_eq!(config.node.cluster_cidrs, ["10.244.0.0/16".parse().unwrap()]);
+        assert_eq!(config.node.detect_local, DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]));
+    }
+
+    #[test]
+    fn local_traffic_is_told_as_the_mode_says() {
+        let cidrs = DetectLocal::ClusterCidr(vec!["10.244.0.0/16".parse().unwrap()]);
+        for (yaml, expected) in [
+            ("", DetectLocal::Nothing),
+            ("cluster-cidr: [10.244.0.0/16]", cidrs.clone()),
+            ("detect-local-mode: ClusterCIDR\ncluster-cidr: [10.244.0.0/16]", cidrs),
+            ("detect-local-mode: NodeCIDR\ncluster-cidr: [10.244.0.0/16]", DetectLocal::NodeCidr),
+            (
+                "detect-local-mode: BridgeInterface\npod-bridge-interface: br0",
+                DetectLocal::BridgeInterface("br0".to_owned()),
+            ),
+            (
+                "detect-local-mode: InterfaceNamePrefix\npod-interface-name-prefix: veth",
+                DetectLocal::InterfaceNamePrefix("veth".to_owned()),
+            ),
+        ] {
+            let config = load(&format!("node-name: n\n{yaml}\n"), &Settings::default()).expect(yaml);
+            assert_eq!(config.node.detect_local, expected, "{yaml}");
+        }
+    }
+
+    #[test]
+    fn the_masquerade_mark_is_one_bit() {
+        for (yaml, mark) in [("", 0x4000), ("masquerade-bit: 0", 1), ("masquerade-bit: 31", 0x8000_0000)] {
+            let config = load(&format!("node-name: n\n{yaml}\n"), &Settings::default()).expect(yaml);
+            assert_eq!(config.node.masquerade_mark, mark, "{yaml}");
+        }
     }
 
     #[test]
@@ -351,6 +490,17 @@ mod tests {
             ("node-ip: [127.0.0.1]", "node-ip: \"127.0.0.1\""),
             ("cluster-cidr: [10.244.0.0/33]", "cluster-cidr"),
             ("sync-period: 10ms", "at least 1s"),
+            ("masquerade-bit: 32", "masquerade-bit: \"32\""),
+            ("detect-local-mode: NodeIP", "NodeIP"),
+            ("detect-local-mode: ClusterCIDR", "detect-local-mode: \"ClusterCIDR\": it needs cluster-cidr"),
+            ("detect-local-mode: BridgeInterface", "it needs pod-bridge-interface"),
+            ("detect-local-mode: InterfaceNamePrefix", "it needs pod-interface-name-prefix"),
+            ("pod-bridge-interface: br0", "pod-bridge-interface: \"br0\": it is used with detect-local-mode"),
+            (
+                "detect-local-mode: BridgeInterface\npod-bridge-interface: a-name-of-16-chr",
+                "pod-bridge-interface: \"a-name-of-16-chr\": it must be 1 to 15",
+            ),
+            ("detect-local-mode: InterfaceNamePrefix\npod-interface-name-prefix: veth*", "without spaces and"),
             ("metrics-bind-address: here", "metrics-bind-address: \"here\""),
             ("proxy-mode: userspace", "userspace"),
         ] {

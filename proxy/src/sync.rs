@@ -235,8 +235,8 @@ mod tests {
             self.outcomes.pop_front().unwrap_or_else(|| Ok(Report::default()))
         }
 
-        fn observe(&self) -> Result<Vec<Observed>, Error> {
-            Ok(Vec::new())
+        fn observe(&self) -> Result<Observed, Error> {
+            Ok(Observed::default())
         }
 
         fn cleanup(&mut self) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use tollgate_model::name::{IpFamily, Protocol};
 use tollgate_model::service::{SessionAffinity, TrafficPolicy};
 use tollgate_model::snapshot::{ServicePort, Snapshot};
 use tollgate_proxy::backend::nftables::Nftables;
-use tollgate_proxy::backend::{Backend, NodeConfig, Observed, Report, Scope};
+use tollgate_proxy::backend::{Backend, DetectLocal, NodeConfig, Report, Scope};
 
 use crate::netns::isolated;
 use crate::sample::{service, snapshot};
@@ -48,9 +48,9 @@ fn main() -> ExitCode {
 fn config() -> NodeConfig {
     NodeConfig {
         families: IpFamily::ALL.to_vec(),
-        cluster_cidrs: cidrs(&["10.244.0.0/16", "fd00:244::/48"]),
+        detect_local: DetectLocal::ClusterCidr(cidrs(&["10.244.0.0/16", "fd00:244::/48"])),
         service_cidrs: cidrs(&["10.96.0.0/16", "fd00:96::/112"]),
-        masquerade_all: false,
+        ..NodeConfig::default()
     }
 }
 
@@ -80,10 +80,13 @@ fn sync(backend: &mut Nftables, snapshot: &Snapshot, scope: Scope) -> Report {
     backend.sync(snapshot, scope).unwrap()
 }
 
-fn elements(backend: &Nftables, kind: &str) -> Vec<String> {
-    let of_kind = |it: &Observed| it.kind == kind;
-    let observed = backend.observe().unwrap();
-    observed.into_iter().filter(of_kind).map(|it| format!("{} : {}", it.key, it.value)).collect()
+/// The elements of one set, in both tables.
+fn elements(backend: &Nftables, set: &str) -> Vec<String> {
+    let of_set = |line: &String| {
+        let (_, rest) = line.split_once(" tollgate ")?;
+        Some(rest.strip_prefix(set)?.strip_prefix(' ')?.to_owned())
+    };
+    backend.objects().unwrap().iter().filter_map(of_set).collect()
 }
 
 /// The last sync's result is what the kernel has, and another full sync agrees.
@@ -105,11 +108,11 @@ fn nft(arguments: &str) -> String {
 fn assert_repairs(drift: &[&str], lines: &[&str]) {
     let (mut backend, wanted) = (open(), snapshot(services()));
     sync(&mut backend, &wanted, Scope::Full);
-    let right = backend.observe().unwrap();
+    let right = backend.objects().unwrap();
     drift.iter().for_each(|arguments| drop(nft(arguments)));
     let report = sync(&mut backend, &wanted, Scope::Full);
     assert_eq!((report.changed, report.repaired), (0, lines.iter().map(ToString::to_string).collect()));
-    assert_eq!(backend.observe().unwrap(), right);
+    assert_eq!(backend.objects().unwrap(), right);
     assert_right(&mut backend, &wanted);
 }
 

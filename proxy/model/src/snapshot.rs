@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub service_ports: OrdMap<ServicePortName, Arc<ServicePort>>,
     /// The node's own addresses on which NodePorts answer.
     pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
+    /// Where the pods of this node have their addresses, by its Node object; empty where that does not say.
+    pub pod_cidrs: Arc<[IpNet]>,
 }
 
 /// One Service port, resolved for this node: what backends realise, and all that they need to know of it.

@@ -3,9 +3,12 @@
 //! A backend decides nothing about *which* endpoints serve. It runs on a thread of its own and blocks as it likes.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::IpNet;
-use tollgate_model::name::{IpFamily, ServicePortName};
+use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
+use tollgate_model::service::TrafficPolicy;
 use tollgate_model::snapshot::Snapshot;
 
 use crate::conntrack::StaleFlows;
@@ -22,16 +25,38 @@ pub enum Mode {
 }
 
 /// What every backend needs to know about its node, and no snapshot says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// The families this node has; nothing is made for the others.
     pub families: Vec<IpFamily>,
-    /// Where local pods' addresses lie; of a family without any, no traffic is masqueraded for being off-cluster.
-    pub cluster_cidrs: Vec<IpNet>,
+    /// What tells local pods' traffic.
+    pub detect_local: DetectLocal,
     /// Where ClusterIPs are handed out; empty where it is not known.
     pub service_cidrs: Vec<IpNet>,
     /// Masquerade everything that goes through a Service.
     pub masquerade_all: bool,
+    /// The one bit of packets' marks that asks to masquerade them. It is the packet's own only between two rules of ours.
+    pub masquerade_mark: u32,
+}
+
+/// What tells the traffic of local pods from the rest. Two rules ask it: ClusterIP traffic that is not from a local pod is
+/// masqueraded, and under `externalTrafficPolicy: Local` traffic from a local pod uses the Cluster set. Of a family in which
+/// nothing is detected, neither applies, and traffic of the node's own is told by its source address alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// Nothing does.
+    #[default]
+    Nothing,
+    /// A source in these ranges. They are the whole cluster's, so that every pod of the cluster counts as local.
+    ClusterCidr(Vec<IpNet>),
+    /// A source in the pod ranges of this node, which the snapshot carries. Of a family in which the Node object has none
+    /// (yet), nothing is detected: kube-proxy does not start until there is one, but to take every pod for a stranger, or
+    /// every stranger for a pod, would be worse than to leave both sources alone.
+    NodeCidr,
+    /// Packets that come in through this bridge.
+    BridgeInterface(String),
+    /// Packets that come in through an interface whose name begins like this.
+    InterfaceNamePrefix(String),
 }
 
 /// How much a sync looks at.
@@ -56,19 +81,73 @@ pub struct Report {
     pub stale: Vec<StaleFlows>,
 }
 
-/// One object in the kernel, as `observe` reads it back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What the kernel holds of a backend's, by Service port.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
-    /// The family it belongs to.
+    /// In the order of names, protocols and families.
+    pub service_ports: Vec<ObservedServicePort>,
+    /// The node's addresses that answer NodePorts.
+    pub node_port_addresses: Vec<IpAddr>,
+    /// What is where only this backend's should be, and makes no sense to it; one line each.
+    pub foreign: Vec<String>,
+}
+
+/// One Service port in one family, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObservedServicePort {
+    /// `namespace/name:port`. Cut, with a hash at its end, where it is longer than a comment in the kernel can be.
+    pub name: String,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// The family.
     pub family: IpFamily,
-    /// The kind of object, in the backend's words (the set or map it is an element of).
-    pub kind: String,
-    /// What identifies it within its kind.
-    pub key: String,
-    /// What it says.
-    pub value: String,
-    /// Connections that met it, where the kernel counts them.
+    /// What clients dial.
+    pub frontends: Vec<ObservedFrontend>,
+    /// What becomes of traffic to the Cluster set; `None` where no frontend uses it.
+    pub cluster: Option<ObservedPool>,
+    /// What becomes of traffic to the Local set; `None` where no frontend uses it.
+    pub local: Option<ObservedPool>,
+    /// How long a client stays with its endpoint, if it does.
+    pub affinity_timeout: Option<Duration>,
+}
+
+/// One frontend, as the kernel has it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObservedFrontend {
+    /// Where the address comes from, as far as the rules differ.
+    pub origin: ObservedOrigin,
+    /// The address; `None` for a NodePort, which answers on each of [`Observed::node_port_addresses`].
+    pub ip: Option<IpAddr>,
+    /// The port, as dialled.
+    pub port: u16,
+    /// Which traffic policy it has.
+    pub traffic_policy: TrafficPolicy,
+    /// The only sources that may dial it; `None`: all may.
+    pub source_ranges: Option<Vec<IpNet>>,
+    /// How many connections it has seen since the kernel has it, where that is counted.
     pub connections: Option<u64>,
+}
+
+/// Origins of frontends between which the rules in the kernel differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObservedOrigin {
+    /// A ClusterIP.
+    ClusterIp,
+    /// An external or load-balancer IP.
+    External,
+    /// A NodePort.
+    NodePort,
+}
+
+/// What becomes of traffic to one of a Service port's endpoint sets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObservedPool {
+    /// It spreads over these.
+    Endpoints(Vec<SocketAddr>),
+    /// It is refused, as by a closed port.
+    Reject,
+    /// It is dropped without a word.
+    Drop,
 }
 
 /// A mechanism of the kernel that realises snapshots.
@@ -83,7 +162,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// When the kernel could not be read.
-    fn observe(&self) -> Result<Vec<Observed>, Error>;
+    fn observe(&self) -> Result<Observed, Error>;
 
     /// Removes all that this backend may ever have made, and only that. Tries everything and reports everything.
     ///
@@ -117,6 +196,23 @@ pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
 pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open_for_cleanup()?)),
+    }
+}
+
+impl NodeConfig {
+    /// The mark that kube-proxy asks to masquerade with by default: bit 14.
+    pub const MASQUERADE_MARK: u32 = 1 << 14;
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            families: Vec::new(),
+            detect_local: DetectLocal::Nothing,
+            service_cidrs: Vec::new(),
+            masquerade_all: false,
+            masquerade_mark: Self::MASQUERADE_MARK,
+        }
     }
 }
 

@@ -105,6 +105,7 @@ impl Store {
             snapshot: Snapshot {
                 service_ports: OrdMap::new(),
                 node_port_addresses: Arc::clone(&own.node_port_addresses),
+                pod_cidrs: Arc::clone(&own.pod_cidrs),
             },
             own,
             touched: BTreeSet::new(),
@@ -316,6 +317,10 @@ impl Store {
             own.node_port_addresses = Arc::clone(&self.own.node_port_addresses);
         }
         self.snapshot.node_port_addresses = Arc::clone(&own.node_port_addresses);
+        if own.pod_cidrs == self.own.pod_cidrs {
+            own.pod_cidrs = Arc::clone(&self.own.pod_cidrs);
+        }
+        self.snapshot.pod_cidrs = Arc::clone(&own.pod_cidrs);
         self.own = own;
         let interfaces = self.interfaces.iter().flat_map(|interfaces| &interfaces.addresses);
         let is_elsewhere = |ip: &&IpAddr| self.interfaces.is_some() && !interfaces.clone().any(|own| own == *ip);

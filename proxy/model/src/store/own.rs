@@ -1,4 +1,4 @@
-//! What this node is, from its Node object, its interfaces and its configuration: zone and addresses.
+//! What this node is, from its Node object, its interfaces and its configuration: zone, addresses and pod ranges.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -18,6 +18,7 @@ pub(super) struct Own {
     /// The node's address in IPv4 and IPv6, if it has one.
     pub(super) primary: [Option<IpAddr>; 2],
     pub(super) node_port_addresses: Arc<BTreeSet<IpAddr>>,
+    pub(super) pod_cidrs: Arc<[IpNet]>,
 }
 
 impl Own {
@@ -27,6 +28,7 @@ impl Own {
             zone: node.and_then(Node::zone).or(config.zone.as_ref()).map(Arc::clone),
             primary,
             node_port_addresses: Arc::new(node_port_addresses(config, node, interfaces, primary)),
+            pod_cidrs: node.map(Node::pod_cidrs).unwrap_or_default().into(),
         }
     }
 }

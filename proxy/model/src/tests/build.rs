@@ -250,6 +250,11 @@ pub(super) fn node(name: &str, addresses: &[&str]) -> v1::Node {
     }
 }
 
+pub(super) fn with_pods_in(mut node: v1::Node, cidrs: &[&str]) -> v1::Node {
+    node.spec.get_or_insert_default().pod_cidrs = strings(cidrs);
+    node
+}
+
 pub(super) fn in_zone(mut node: v1::Node, zone: &str) -> v1::Node {
     node.metadata.labels.get_or_insert_default().insert("topology.kubernetes.io/zone".into(), zone.into());
     node

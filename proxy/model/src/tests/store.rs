@@ -52,6 +52,21 @@ fn configured_addresses_come_before_those_of_the_node_object() {
 }
 
 #[test]
+fn the_pod_ranges_follow_this_node_s_object() {
+    let mut world = World::new();
+    assert_eq!(world.snapshot().pod_cidrs.len(), 0);
+    for cidrs in [&["10.1.0.0/24", "fd00:1::/64"][..], &["10.2.0.0/24"], &[]] {
+        world.apply(with_pods_in(node("a", &["192.0.2.7"]), cidrs));
+        world.apply(with_pods_in(node("b", &["192.0.2.8"]), &["10.9.0.0/24"]));
+        let found: Vec<_> = world.snapshot().pod_cidrs.iter().map(ToString::to_string).collect();
+        assert_eq!(found, cidrs);
+    }
+    world.apply(with_pods_in(node("a", &["192.0.2.7"]), &["10.1.0.0/24"]));
+    world.delete(Kind::Node, "a");
+    assert_eq!(world.snapshot().pod_cidrs.len(), 0);
+}
+
+#[test]
 fn slices_may_come_before_their_service() {
     let mut world = World::new().and(slice("web-1", "web", vec![at("10.0.0.1")]));
     assert!(world.snapshot().service_ports.is_empty());

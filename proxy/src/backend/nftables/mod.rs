@@ -13,6 +13,7 @@
 //! - `plan`, `placement`, `number`: Service ports to objects.
 //! - `transaction`, `render`: changes to the text of one transaction, and to smaller ones when it is refused.
 //! - `kernel`, `readback`: the `nft` command and what it lists.
+//! - `observe`: what it lists, by Service port.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -37,6 +38,7 @@ mod chain;
 mod kernel;
 mod number;
 mod object;
+mod observe;
 mod placement;
 mod plan;
 mod readback;
@@ -140,6 +142,23 @@ impl Nftables {
             is_settled: false,
             is_exact: false,
         })
+    }
+
+    /// Every object that the kernel holds, one line each: what a sync writes, in more detail than [`Backend::observe`] tells.
+    ///
+    /// # Errors
+    /// When nft can't be asked.
+    pub fn objects(&self) -> Result<Vec<String>, Error> {
+        let mut lines = Vec::new();
+        for family in IpFamily::ALL {
+            let Listed { objects, .. } = self.kernel.list(family)?.unwrap_or_default();
+            let table = chain::table(family);
+            lines.extend(objects.iter().map(|(key, value)| match key {
+                Key::Element(set, key) => format!("{table} {} {key} : {value}", set.as_str()),
+                key => format!("{table} {key} : {value}"),
+            }));
+        }
+        Ok(lines)
     }
 
     fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, Error> {
@@ -291,20 +310,13 @@ impl Backend for Nftables {
         Ok(self.sync_full(desired)?)
     }
 
-    fn observe(&self) -> Result<Vec<Observed>, super::Error> {
-        let mut observed = Vec::new();
+    fn observe(&self) -> Result<Observed, super::Error> {
+        let mut observed = Observed::default();
         for family in IpFamily::ALL {
-            let Listed { objects, counters } = self.kernel.list(family).map_err(Error::from)?.unwrap_or_default();
-            observed.extend(objects.into_iter().map(|(key, value)| {
-                let connections = counters.get(&key).copied();
-                let (kind, key) = match key {
-                    Key::Set(set) => ("set".to_owned(), set.as_str().to_owned()),
-                    Key::Chain(chain) => ("chain".to_owned(), chain.to_string()),
-                    Key::Element(set, key) => (set.as_str().to_owned(), key.to_string()),
-                };
-                Observed { family, kind, key, value: value.to_string(), connections }
-            }));
+            let listed = self.kernel.list(family).map_err(Error::from)?.unwrap_or_default();
+            observe::observe(family, &listed, &mut observed);
         }
+        observed.service_ports.sort();
         Ok(observed)
     }
 

@@ -13,7 +13,7 @@ use super::object::{ChainName, Changes, ElementKey, FixedChain, Key, Objects, Se
 use super::placement::{Placement, Pool, Refusal};
 use super::render::render;
 use super::word::{Balance, PoolKind, Word, low};
-use crate::backend::NodeConfig;
+use crate::backend::{DetectLocal, NodeConfig};
 
 /// What one family's table holds for the Service ports placed so far.
 #[derive(Debug)]
@@ -56,7 +56,10 @@ impl Edit {
 impl Plan {
     /// A plan without any Service port.
     pub(crate) fn new(family: IpFamily, node: &NodeConfig, drops_invalid: bool) -> Self {
-        let local_pods = of_family(&node.cluster_cidrs, family);
+        let local_pods = match &node.detect_local {
+            DetectLocal::ClusterCidr(cidrs) => of_family(cidrs, family),
+            _ => Vec::new(),
+        };
         let masquerade = match (node.masquerade_all, local_pods.is_empty()) {
             (true, _) => Masquerade::Everything,
             (false, true) => Masquerade::Nothing,

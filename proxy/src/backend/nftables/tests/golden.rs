@@ -47,8 +47,8 @@ fn what_was_written_is_read_back() {
 #[test]
 fn masquerading_follows_the_node() {
     let mark = |cluster_cidrs: &[&str], masquerade_all| {
-        let cluster_cidrs = cluster_cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect();
-        let mut plan = Plan::new(IpFamily::V4, &NodeConfig { cluster_cidrs, masquerade_all, ..node() }, true);
+        let detect_local = DetectLocal::ClusterCidr(cidrs(cluster_cidrs));
+        let mut plan = Plan::new(IpFamily::V4, &NodeConfig { detect_local, masquerade_all, ..node() }, true);
         let changes = from_nothing(&mut plan, &sample());
         let text = render(plan.style(), &changes);
         let line = text.lines().find(|line| line.contains("cluster-tcp-3 ") && line.contains("meta mark"));

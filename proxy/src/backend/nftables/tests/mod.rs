@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tollgate_model::endpoint::Endpoint;
 use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::{IpFamily, NamespacedName, Protocol, ServicePortName};
@@ -14,7 +15,7 @@ use tollgate_model::snapshot::{EndpointSets, ServicePort, SourceRanges};
 use super::chain::Style;
 use super::object::{Changes, Objects, diff};
 use super::plan::{Edit, Plan};
-use crate::backend::NodeConfig;
+use crate::backend::{DetectLocal, NodeConfig};
 
 mod commit_apart;
 mod golden;
@@ -26,10 +27,14 @@ type Services = BTreeMap<ServicePortName, ServicePort>;
 fn node() -> NodeConfig {
     NodeConfig {
         families: IpFamily::ALL.to_vec(),
-        cluster_cidrs: ["10.244.0.0/16", "fd00:244::/48"].map(|cidr| cidr.parse().unwrap()).to_vec(),
-        service_cidrs: ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().unwrap()).to_vec(),
-        masquerade_all: false,
+        detect_local: DetectLocal::ClusterCidr(cidrs(&["10.244.0.0/16", "fd00:244::/48"])),
+        service_cidrs: cidrs(&["10.96.0.0/16", "fd00:96::/112"]),
+        ..NodeConfig::default()
     }
+}
+
+fn cidrs(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 fn plan(family: IpFamily) -> Plan {
