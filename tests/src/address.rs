@@ -6,7 +6,9 @@
 //! | outside host N | `192.0.2.(100+N)` | `2001:db8::(100+N)` |
 //! | control plane, gateway | `192.0.2.250`, `.254` | `2001:db8::250`, `::254` |
 //! | bridge of node N, its pods | `10.244.N.1/24`, from `.10` | `fd00:244:0:N::1/64`, from `::10` |
+//! | second address of node N, on `lo` | `172.31.0.N/32` | `fd00:31::N/128` |
 //! | Services | `10.96.0.0/16` | `fd00:96::/112` |
+//! | external and load-balancer IPs | `198.18.0.0/16` | `2001:db8:18::/112` |
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -87,6 +89,14 @@ pub fn service_cidr(family: Family) -> IpNet {
     }
 }
 
+/// Where a family's external IPs and load-balancer IPs are taken from.
+pub fn external_cidr(family: Family) -> IpNet {
+    match family {
+        Family::V4 => Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 16).into(),
+        Family::V6 => Ipv6Net::new_assert(Ipv6Addr::new(0x2001, 0xdb8, 0x18, 0, 0, 0, 0, 0), 112).into(),
+    }
+}
+
 /// The pod addresses of a family, of all nodes together.
 pub fn cluster_cidr(family: Family) -> IpNet {
     match family {
@@ -114,6 +124,11 @@ pub(crate) const CONTROL_PLANE: DualStack = fabric(250);
 
 pub(crate) const fn node(number: u8) -> DualStack {
     fabric(number)
+}
+
+/// An address of a node that is not its primary one.
+pub(crate) const fn second(node: u8) -> DualStack {
+    DualStack { v4: Ipv4Addr::new(172, 31, 0, node), v6: Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, reads_as(node)) }
 }
 
 pub(crate) const fn outside(number: u8) -> DualStack {

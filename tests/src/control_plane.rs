@@ -95,6 +95,7 @@ fn data_dir() -> Result<TempDir> {
 
 fn arguments(listen: SocketAddr, data: &TempDir) -> Vec<String> {
     let (listen, data) = (listen.to_string(), data.path().display().to_string());
-    let cidrs = address::flag(address::service_cidr);
-    ["serve", "--listen", &listen, "--data-dir", &data, "--service-cidr", &cidrs].map(str::to_owned).to_vec()
+    let (services, external) = (address::flag(address::service_cidr), address::flag(address::external_cidr));
+    let flags = ["--data-dir", &data, "--service-cidr", &services, "--allow-external-ips", &external];
+    ["serve", "--listen", &listen].into_iter().chain(flags).map(str::to_owned).collect()
 }

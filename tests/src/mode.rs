@@ -1,33 +1,67 @@
-//! The backends under test.
+//! The backends under test: one line each.
 
 use std::fmt;
 
-/// A backend: what `--proxy-mode` chooses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
-    /// nftables.
-    Nftables,
+use crate::address::Family;
+
+/// A backend as the behaviour is tested on it: what `--proxy-mode` chooses, on nodes of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mode {
+    /// Its name in the names of trials.
+    name: &'static str,
+    /// The word for `--proxy-mode`.
+    proxy_mode: &'static str,
+    /// Commands that make a node one of the kind that this is for, run on each before its proxy starts.
+    prepare: &'static [&'static str],
+    /// Commands that spoil what the backend has put into the kernel, each in a way of its own; `{ip}` is `ip` or `ip6`.
+    vandalism: &'static [&'static str],
 }
 
 impl Mode {
     /// Every backend that the behaviour is tested on.
-    pub const ALL: &[Self] = &[Self::Nftables];
+    pub const ALL: &[Self] = &[Self {
+        name: "nftables",
+        proxy_mode: "nftables",
+        prepare: &[],
+        vandalism: &[
+            "nft delete table {ip} tollgate",
+            "nft flush chain {ip} tollgate prerouting",
+            "nft flush map {ip} tollgate frontends",
+        ],
+    }];
 
     /// The mode of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|mode| mode.name() == name)
+        Self::ALL.iter().copied().find(|mode| mode.name == name)
+    }
+
+    /// Its name in the names of trials.
+    pub fn name(self) -> &'static str {
+        self.name
     }
 
     /// The word for `--proxy-mode`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Nftables => "nftables",
-        }
+    pub fn proxy_mode(self) -> &'static str {
+        self.proxy_mode
+    }
+
+    /// Commands that make a node one of the kind that this mode is for.
+    pub fn prepare(self) -> &'static [&'static str] {
+        self.prepare
+    }
+
+    /// Commands that spoil what the backend has put into the kernel for a family.
+    pub fn vandalism(self, family: Family) -> impl Iterator<Item = String> {
+        let ip = match family {
+            Family::V4 => "ip",
+            Family::V6 => "ip6",
+        };
+        self.vandalism.iter().map(move |command| command.replace("{ip}", ip))
     }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        f.write_str(self.name)
     }
 }

@@ -120,10 +120,15 @@ impl NetNs {
     }
 
     /// A socket that does not block, made inside, bound to `from` where that is given.
-    pub(crate) async fn socket(&self, to: IpAddr, kind: Type, from: Option<SocketAddr>) -> std::io::Result<Socket> {
+    pub(crate) async fn socket(
+        &self,
+        to: IpAddr,
+        kind: Type,
+        protocol: Protocol,
+        from: Option<SocketAddr>,
+    ) -> std::io::Result<Socket> {
         let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
         self.run_async(move || {
-            let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
             let socket = Socket::new(domain, kind, Some(protocol))?;
             socket.set_nonblocking(true)?;
             // Otherwise "no route" is kept from a UDP socket, and from a TCP one until its first retransmission.

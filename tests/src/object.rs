@@ -1,8 +1,10 @@
 //! Objects as people write them, in the few words that a case needs.
 //!
-//! Every pod has the same servers, so a Service's port names one of them, and every slice carries all three:
-//! `http` 8080, `tcp` 9090, `udp` 9091.
+//! Every pod has the same servers, so a Service's port names one of them, and every slice carries all of them:
+//! `http` 8080, `tcp` 9090, `udp` 9091, and `sctp` 9092 where the kernel has it.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -10,7 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::address::{DualStack, Family};
 use crate::cluster::Pod;
 use crate::probe::Protocol;
-use crate::server::{HTTP_PORT, TCP_PORT, UDP_PORT};
+use crate::server::{HTTP_PORT, SCTP_PORT, TCP_PORT, UDP_PORT};
 
 impl Protocol {
     /// The name of the port that it has in Services and slices.
@@ -19,6 +21,7 @@ impl Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Http => "http",
+            Self::Sctp => "sctp",
         }
     }
 
@@ -28,6 +31,7 @@ impl Protocol {
             Self::Tcp => TCP_PORT,
             Self::Udp => UDP_PORT,
             Self::Http => HTTP_PORT,
+            Self::Sctp => SCTP_PORT,
         }
     }
 
@@ -36,6 +40,7 @@ impl Protocol {
         match self {
             Self::Tcp | Self::Http => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
@@ -55,7 +60,7 @@ pub fn node(name: &str, addresses: DualStack, zone: Option<&str>) -> Value {
     })
 }
 
-/// A Service of type ClusterIP being written.
+/// A Service being written, of type ClusterIP unless it is told otherwise.
 #[derive(Clone, Debug)]
 pub struct Service {
     namespace: String,
@@ -63,6 +68,7 @@ pub struct Service {
     labels: Map<String, Value>,
     ports: Vec<Value>,
     spec: Map<String, Value>,
+    ingress: Vec<Value>,
 }
 
 impl Service {
@@ -71,7 +77,7 @@ impl Service {
         let mut spec = Map::new();
         spec.insert("ipFamilyPolicy".into(), "PreferDualStack".into());
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
-        Self { namespace, name, labels: Map::new(), ports: Vec::new(), spec }
+        Self { namespace, name, labels: Map::new(), ports: Vec::new(), spec, ingress: Vec::new() }
     }
 
     /// Of one family only.
@@ -94,6 +100,54 @@ impl Service {
             "protocol": protocol.kubernetes_name(), "targetPort": protocol.pod_port(),
         }));
         self
+    }
+
+    /// Serves every transport, the first on `port`, the next one on the port after it.
+    #[must_use]
+    pub fn transports(self, port: u16) -> Self {
+        Protocol::transports().iter().zip(port..).fold(self, |service, (protocol, port)| service.port(*protocol, port))
+    }
+
+    /// `type: NodePort`.
+    #[must_use]
+    pub fn node_port(self) -> Self {
+        self.spec("type", json!("NodePort"))
+    }
+
+    /// `type: LoadBalancer` with the address that a load balancer has given it.
+    #[must_use]
+    pub fn load_balancer(self, ip: IpAddr) -> Self {
+        self.ingress(ip, None)
+    }
+
+    /// As [`Service::load_balancer`], with an `ipMode`.
+    #[must_use]
+    pub fn ingress(mut self, ip: IpAddr, mode: Option<&str>) -> Self {
+        let mut ingress = json!({ "ip": ip.to_string() });
+        if let Some(mode) = mode {
+            ingress["ipMode"] = json!(mode);
+        }
+        self.ingress.push(ingress);
+        self.spec("type", json!("LoadBalancer"))
+    }
+
+    /// An external IP.
+    #[must_use]
+    pub fn external_ip(self, ip: IpAddr) -> Self {
+        self.spec("externalIPs", json!([ip.to_string()]))
+    }
+
+    /// `loadBalancerSourceRanges`.
+    #[must_use]
+    pub fn source_ranges<R: fmt::Display>(self, ranges: impl IntoIterator<Item = R>) -> Self {
+        let ranges: Vec<String> = ranges.into_iter().map(|range| range.to_string()).collect();
+        self.spec("loadBalancerSourceRanges", json!(ranges))
+    }
+
+    /// `externalTrafficPolicy: Local`.
+    #[must_use]
+    pub fn external_local(self) -> Self {
+        self.spec("externalTrafficPolicy", json!("Local"))
     }
 
     /// `internalTrafficPolicy: Local`.
@@ -126,15 +180,20 @@ impl Service {
 
 impl From<Service> for Value {
     fn from(service: Service) -> Self {
-        let Service { namespace, name, labels, ports, mut spec } = service;
+        let Service { namespace, name, labels, ports, mut spec, ingress } = service;
         if !ports.is_empty() {
             spec.insert("ports".into(), ports.into());
         }
-        json!({
+        let mut object = json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": { "namespace": namespace, "name": name, "labels": labels },
             "spec": spec,
-        })
+        });
+        // A status that is absent leaves the stored one as it is.
+        if !ingress.is_empty() {
+            object["status"] = json!({ "loadBalancer": { "ingress": ingress } });
+        }
+        object
     }
 }
 
@@ -279,7 +338,7 @@ impl From<Slice> for Value {
                 "name": protocol.port_name(), "port": protocol.pod_port(), "protocol": protocol.kubernetes_name(),
             })
         };
-        let ports = [Protocol::Http, Protocol::Tcp, Protocol::Udp].map(port);
+        let ports: Vec<_> = [Protocol::Http].iter().chain(Protocol::transports()).copied().map(port).collect();
         let endpoints: Vec<_> = slice.endpoints.iter().map(|endpoint| endpoint.json(slice.family)).collect();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",

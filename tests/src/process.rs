@@ -75,6 +75,14 @@ pub struct Process {
 }
 
 impl Program {
+    /// A command whose words are parted by blanks, found along PATH.
+    pub fn words(command: &str, netns: &NetNs) -> Self {
+        let mut words = command.split_whitespace().map(str::to_owned);
+        let name = words.next().unwrap_or_default();
+        let (path, arguments) = (PathBuf::from(&name), words.collect());
+        Self { name, path, arguments, environment: Vec::new(), netns: netns.clone() }
+    }
+
     /// Starts it; its lines go to `log`.
     pub fn start(&self, log: &Log) -> Result<Process> {
         let mut command = self.command();

@@ -37,7 +37,7 @@ impl Proxy {
         let (ips, lock) = (node.addresses().to_string(), format!("{SCRATCH}/xtables-{}.lock", node.netns().raw_fd()));
         let (pods, services) = (address::flag(address::cluster_cidr), address::flag(address::service_cidr));
         let flags = [
-            ("--proxy-mode", mode.name()),
+            ("--proxy-mode", mode.proxy_mode()),
             ("--control-plane", control_plane),
             ("--node-name", node.name()),
             ("--node-ip", &ips),
@@ -57,6 +57,25 @@ impl Proxy {
             netns: node.netns().clone(),
         };
         Ok(Self { process: None, program, log: Log::default() })
+    }
+
+    /// Adds flags for the next start: a flag that is there already gets the new value.
+    pub fn set_flags(&mut self, flags: &[(&str, &str)]) {
+        for (flag, value) in flags {
+            let arguments = &mut self.program.arguments;
+            match arguments.iter().position(|argument| argument == flag) {
+                Some(at) => (*value).clone_into(&mut arguments[at + 1]),
+                None => arguments.extend([(*flag).to_owned(), (*value).to_owned()]),
+            }
+        }
+    }
+
+    /// Takes a flag and its value away for the next start.
+    pub fn unset_flag(&mut self, flag: &str) {
+        let arguments = &mut self.program.arguments;
+        if let Some(at) = arguments.iter().position(|argument| argument == flag) {
+            arguments.drain(at..at + 2);
+        }
     }
 
     /// Starts it, without waiting for anything.

@@ -2,6 +2,7 @@
 //!
 //! - TCP on [`TCP_PORT`]: one line `name peer-address` upon connect, then every line comes back.
 //! - UDP on [`UDP_PORT`]: each datagram is answered with `name peer-address`.
+//! - SCTP on [`SCTP_PORT`], where the kernel has it: as TCP.
 //! - HTTP on [`HTTP_PORT`]: `GET /` is answered with `name peer-address`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
 use crate::netns::NetNs;
+use crate::probe::kernel_has_sctp;
 use crate::runtime::{block_on, runtime};
 
 /// The HTTP server's port.
@@ -25,28 +27,34 @@ pub const HTTP_PORT: u16 = 8080;
 pub const TCP_PORT: u16 = 9090;
 /// The UDP server's port.
 pub const UDP_PORT: u16 = 9091;
+/// The SCTP server's port.
+pub const SCTP_PORT: u16 = 9092;
 
 /// Connections that may wait to be accepted: more than a burst of a load stream has.
 const BACKLOG: i32 = 4096;
 
-/// The servers of one pod; dropped, they stop, and their connections close.
+/// The servers of one namespace; dropped, they stop, and their connections close.
 #[derive(Debug)]
-pub(crate) struct Servers {
+pub struct Servers {
     /// `Some` until drop, which waits for their end.
     tasks: Option<JoinSet<()>>,
 }
 
 impl Servers {
-    /// Starts all three in a namespace, for both families; they listen when this returns.
+    /// Starts all of them in a namespace, for both families; they listen when this returns.
     pub(crate) fn start(netns: &NetNs) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let _guard = runtime().enter();
         for ip in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
             let name = netns.name().to_owned();
-            let tcp = TcpListener::from_std(listen(netns, ip, TCP_PORT, Type::STREAM)?.into())?;
-            let http = TcpListener::from_std(listen(netns, ip, HTTP_PORT, Type::STREAM)?.into())?;
-            let udp = UdpSocket::from_std(listen(netns, ip, UDP_PORT, Type::DGRAM)?.into())?;
-            tasks.spawn(serve_tcp(tcp, name.clone()));
+            let tcp = TcpListener::from_std(listen(netns, ip, TCP_PORT, Protocol::TCP)?.into())?;
+            let http = TcpListener::from_std(listen(netns, ip, HTTP_PORT, Protocol::TCP)?.into())?;
+            let udp = UdpSocket::from_std(listen(netns, ip, UDP_PORT, Protocol::UDP)?.into())?;
+            if kernel_has_sctp() {
+                let sctp = TcpListener::from_std(listen(netns, ip, SCTP_PORT, Protocol::SCTP)?.into())?;
+                tasks.spawn(serve_stream(sctp, name.clone()));
+            }
+            tasks.spawn(serve_stream(tcp, name.clone()));
             tasks.spawn(serve_http(http, name.clone()));
             tasks.spawn(serve_udp(udp, name));
         }
@@ -63,10 +71,10 @@ impl Drop for Servers {
     }
 }
 
-fn listen(netns: &NetNs, ip: IpAddr, port: u16, kind: Type) -> Result<Socket> {
+fn listen(netns: &NetNs, ip: IpAddr, port: u16, protocol: Protocol) -> Result<Socket> {
     let open = move || -> std::io::Result<Socket> {
         let domain = if ip.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+        let kind = if protocol == Protocol::UDP { Type::DGRAM } else { Type::STREAM };
         let socket = Socket::new(domain, kind, Some(protocol))?;
         if ip.is_ipv6() {
             // A socket for each family reports its peers in their own family.
@@ -83,7 +91,7 @@ fn listen(netns: &NetNs, ip: IpAddr, port: u16, kind: Type) -> Result<Socket> {
     netns.run(open).with_context(|| format!("can't listen on port {port} in {}", netns.name()))
 }
 
-async fn serve_tcp(listener: TcpListener, name: String) {
+async fn serve_stream(listener: TcpListener, name: String) {
     // Dropped with this task, the set ends every connection.
     let mut connections = JoinSet::new();
     loop {
@@ -103,7 +111,8 @@ async fn serve_tcp(listener: TcpListener, name: String) {
 }
 
 async fn greet_and_echo(stream: TcpStream, name: &str, peer: SocketAddr) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
+    // SCTP has an option of its own for it.
+    let _ = stream.set_nodelay(true);
     let mut stream = BufReader::new(stream);
     stream.write_all(format!("{name} {peer}\n").as_bytes()).await?;
     let mut line = Vec::new();

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::Value;
 use tollgate_api::v1::Key;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Node};
 use crate::control_plane::ControlPlane;
 use crate::mode::Mode;
-use crate::process::tail;
+use crate::process::{Program, tail};
 use crate::proxy::Proxy;
 
 /// Lines of each program's log that a failed case shows.
@@ -33,6 +33,9 @@ impl Tollgate {
     /// As [`Tollgate::start`], with flags that every proxy gets besides.
     pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[&str]) -> Result<Self> {
         let nodes = u8::try_from(cluster.nodes().len()).expect("node numbers are small");
+        for node in cluster.nodes() {
+            mode.prepare().iter().try_for_each(|command| run_on(node, command))?;
+        }
         let control_plane = ControlPlane::start(cluster.control_host())?;
         let proxies = cluster.nodes().iter().map(|node| Proxy::new(node, mode, &control_plane.url(), proxy_flags));
         let mut this = Self { proxies: proxies.collect::<Result<_>>()?, control_plane, cluster };
@@ -105,4 +108,12 @@ impl Tollgate {
             text
         })
     }
+}
+
+/// Runs a command in a node's namespace to its end; its words are parted by blanks.
+pub fn run_on(node: &Node, command: &str) -> Result<()> {
+    let program = Program::words(command, node.netns());
+    let (status, output) = program.run()?;
+    ensure!(status.success(), "`{command}` on {}: {status}: {output}", node.name());
+    Ok(())
 }

@@ -54,6 +54,7 @@ impl Fabric {
         for family in Family::ALL {
             let via = address::node(number).of(family);
             self.netns.links()?.add_route(address::pod_cidr(number, family), via)?;
+            self.netns.links()?.add_route(address::second(number).of(family).into(), via)?;
         }
         Ok(())
     }

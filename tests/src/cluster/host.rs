@@ -10,6 +10,7 @@ use super::node::Node;
 use crate::address::{self, DualStack, Family};
 use crate::netns::NetNs;
 use crate::probe::Probe;
+use crate::server::Servers;
 
 /// A machine on the fabric that is no node: an outside client, or where the control plane runs.
 #[derive(Debug)]
@@ -51,14 +52,24 @@ impl Host {
         self.netns.links()?.add_route(to, via)
     }
 
-    /// Sends what is for any Service address, of both families, to a node.
+    /// Sends what is for any address of a Service, of both families, to a node: cluster IPs, external IPs and
+    /// load-balancer IPs.
     pub fn route_services_via(&self, node: &Node) -> Result<()> {
-        Family::ALL.into_iter().try_for_each(|family| self.add_route(address::service_cidr(family), node.ip(family)))
+        Family::ALL.into_iter().try_for_each(|family| {
+            self.add_route(address::service_cidr(family), node.ip(family))?;
+            self.add_route(address::external_cidr(family), node.ip(family))
+        })
+    }
+
+    /// Starts a pod's servers here, which say this host's name.
+    pub fn start_servers(&self) -> Result<Servers> {
+        Servers::start(&self.netns)
     }
 
     pub(super) fn add_pods_of(&self, node: &Node) -> Result<()> {
-        Family::ALL
-            .into_iter()
-            .try_for_each(|family| self.add_route(address::pod_cidr(node.number(), family), node.ip(family)))
+        Family::ALL.into_iter().try_for_each(|family| {
+            self.add_route(address::pod_cidr(node.number(), family), node.ip(family))?;
+            self.add_route(node.second_ip(family).into(), node.ip(family))
+        })
     }
 }

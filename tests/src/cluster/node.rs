@@ -9,6 +9,7 @@ use super::pod::Pod;
 use crate::address::{self, DualStack, Family};
 use crate::netns::NetNs;
 use crate::probe::Probe;
+use crate::server::Servers;
 
 /// The bridge that a node's pods are on.
 pub(super) const BRIDGE: &str = "pods0";
@@ -31,6 +32,9 @@ impl Node {
         netns.links()?.add_bridge(BRIDGE)?;
         for net in address::bridge(number).nets(24, 64) {
             netns.links()?.add_address(BRIDGE, net)?;
+        }
+        for net in address::second(number).nets(32, 128) {
+            netns.links()?.add_address("lo", net)?;
         }
         let pods = (0..pods).map(|n| Pod::new(&netns, number, n)).collect::<Result<Vec<_>>>()?;
         Ok(Self { pods, number, netns })
@@ -71,6 +75,17 @@ impl Node {
         address::bridge(self.number).of(family)
     }
 
+    /// Its second address of a family, which others have a route to. It is on `lo`, so that the kernel never picks it as
+    /// the source of what the node sends.
+    pub fn second_ip(&self, family: Family) -> IpAddr {
+        address::second(self.number).of(family)
+    }
+
+    /// Starts a pod's servers in the node's own namespace: what a process of the node serves on every address.
+    pub fn start_servers(&self) -> Result<Servers> {
+        Servers::start(&self.netns)
+    }
+
     /// Dials as a process in the node's own network namespace.
     pub fn probe(&self) -> Probe {
         Probe::from(&self.netns)
@@ -78,7 +93,8 @@ impl Node {
 
     pub(super) fn add_peer(&self, peer: &Self) -> Result<()> {
         Family::ALL.into_iter().try_for_each(|family| {
-            self.netns.links()?.add_route(address::pod_cidr(peer.number, family), peer.ip(family))
+            self.netns.links()?.add_route(address::pod_cidr(peer.number, family), peer.ip(family))?;
+            self.netns.links()?.add_route(peer.second_ip(family).into(), peer.ip(family))
         })
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use socket2::{SockAddr, Type};
+use socket2::{Protocol, SockAddr, Type};
 use tokio::net::UdpSocket;
 
 use super::outcome::{Answer, Outcome, Reply};
@@ -60,7 +60,7 @@ pub(super) async fn exchange(netns: &NetNs, from: Option<SocketAddr>, to: Socket
 }
 
 async fn connect(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = netns.socket(to.ip(), Type::DGRAM, from).await?;
+    let socket = netns.socket(to.ip(), Type::DGRAM, Protocol::UDP, from).await?;
     // Connected, so that ICMP errors arrive, and answers only from the address that was dialled.
     socket.connect(&SockAddr::from(to))?;
     UdpSocket::from_std(socket.into())

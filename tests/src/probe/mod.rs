@@ -8,9 +8,11 @@ mod spread;
 pub(crate) mod tcp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
 
 pub use connection::Connection;
 pub use flow::Flow;
@@ -29,11 +31,25 @@ pub enum Protocol {
     Udp,
     /// Asks for `/`.
     Http,
+    /// Connects a one-to-one socket (RFC 6458) and reads the greeting.
+    Sctp,
 }
 
 impl Protocol {
     /// TCP and UDP.
     pub const TRANSPORTS: [Self; 2] = [Self::Tcp, Self::Udp];
+
+    /// TCP, UDP, and SCTP where the kernel has sockets of it.
+    pub fn transports() -> &'static [Self] {
+        if kernel_has_sctp() { &[Self::Tcp, Self::Udp, Self::Sctp] } else { &Self::TRANSPORTS }
+    }
+}
+
+/// Whether this kernel has SCTP sockets (`CONFIG_IP_SCTP`): they are what a server and a client need, whatever netfilter
+/// knows of the protocol.
+pub fn kernel_has_sctp() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::SCTP)).is_ok())
 }
 
 /// Dials from one namespace.
@@ -124,6 +140,7 @@ impl Probe {
         let exchange = async {
             match protocol {
                 Protocol::Tcp => tcp::exchange(&self.netns, source, to).await,
+                Protocol::Sctp => tcp::exchange_sctp(&self.netns, source, to).await,
                 Protocol::Udp => flow::exchange(&self.netns, source, to).await,
                 Protocol::Http => http::exchange(&self.netns, source, to).await,
             }

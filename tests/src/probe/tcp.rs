@@ -1,10 +1,10 @@
-//! One TCP connection and its greeting.
+//! One TCP connection, or SCTP association, and its greeting.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 
 use nix::errno::Errno;
-use socket2::{SockAddr, Type};
+use socket2::{Protocol, SockAddr, Type};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpStream;
 
@@ -13,7 +13,16 @@ use crate::netns::NetNs;
 
 /// Connects from a namespace.
 pub(crate) async fn dial(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket = netns.socket(to.ip(), Type::STREAM, from).await?;
+    dial_over(Protocol::TCP, netns, from, to).await
+}
+
+async fn dial_over(
+    protocol: Protocol,
+    netns: &NetNs,
+    from: Option<SocketAddr>,
+    to: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = netns.socket(to.ip(), Type::STREAM, protocol, from).await?;
     // Closing sends a reset and leaves nothing in TIME_WAIT: a stream of probes does not run out of ports, and the
     // same source port can be used again at once.
     socket.set_linger(Some(std::time::Duration::ZERO))?;
@@ -38,6 +47,11 @@ pub(super) async fn connect(
 ) -> io::Result<(BufReader<TcpStream>, Answer)> {
     let stream = dial(netns, from, to).await?;
     stream.set_nodelay(true)?;
+    greeting(stream).await
+}
+
+/// Reads the server's greeting.
+async fn greeting(stream: TcpStream) -> io::Result<(BufReader<TcpStream>, Answer)> {
     let peer = stream.peer_addr()?;
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
@@ -51,4 +65,10 @@ pub(super) async fn connect(
 /// Connects, reads the greeting and closes.
 pub(crate) async fn exchange(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Answer> {
     connect(netns, from, to).await.map(|(_, answer)| answer)
+}
+
+/// The same over SCTP, whose one-to-one sockets are used as TCP's are.
+pub(super) async fn exchange_sctp(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<Answer> {
+    let stream = dial_over(Protocol::SCTP, netns, from, to).await?;
+    greeting(stream).await.map(|(_, answer)| answer)
 }

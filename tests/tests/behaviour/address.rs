@@ -1,7 +1,7 @@
 //! Addresses on packets.
 
 use anyhow::{Result, ensure};
-use tollgate_lab::{Cluster, Protocol, Tollgate, Topology};
+use tollgate_lab::{Cluster, Tollgate, Topology};
 
 use crate::Case;
 use crate::scene::{Client, Scene, Stage};
@@ -30,7 +30,7 @@ fn pod_source_kept(scene: &Scene<'_>) -> Table {
     Table::new()
         .given(scene.web())
         .given(scene.ready("web", &["pod-1b"]))
-        .given(scene.service("remote").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("remote").transports(80))
         .given(scene.ready("remote", &["pod-2a"]))
         .rows(Client::Pod("pod-1a"), ("web", 80), Expect::OwnSource)
         .rows(Client::Pod("pod-1a"), ("remote", 80), Expect::OwnSource)
@@ -41,7 +41,7 @@ fn off_cluster_masquerade(scene: &Scene<'_>) -> Table {
     Table::new()
         .given(scene.web())
         .given(scene.ready("web", &["pod-1a"]))
-        .given(scene.service("remote").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("remote").transports(80))
         .given(scene.ready("remote", &["pod-2a"]))
         .rows(Client::Outside, ("web", 80), Expect::NodeSource(1))
         .rows(Client::Outside, ("remote", 80), Expect::NodeSource(1))

@@ -46,7 +46,7 @@ fn terminating_fallback(scene: &Scene<'_>) -> Table {
         .rows(Client::Pod("pod-1a"), ("web", 80), Expect::Only(&["pod-1b", "pod-2a"]))
         .rows(Client::Pod("pod-2b"), ("web", 80), Expect::Only(&["pod-1b", "pod-2a"]))
         // The local set falls back by itself: on node 1 nothing is ready, on node 2 something is.
-        .given(scene.service("local").port(Protocol::Tcp, 80).port(Protocol::Udp, 81).internal_local())
+        .given(scene.service("local").transports(80).internal_local())
         .given(scene.ready("local", &["pod-2a"]).endpoint(Endpoint::terminating(scene.pod("pod-1b"))))
         .rows(Client::Pod("pod-1a"), ("local", 80), Expect::Only(&["pod-1b"]))
         .rows(Client::Pod("pod-2b"), ("local", 80), Expect::Only(&["pod-2a"]))
@@ -71,8 +71,8 @@ fn no_local_drop(scene: &Scene<'_>) -> Table {
 
 fn topology_zone(scene: &Scene<'_>) -> Table {
     let hinted = |name: &str, number| Endpoint::ready(scene.pod(name)).hinted_to_zone(&zone(number));
-    let both = scene.service("partly").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
-    let elsewhere = scene.service("elsewhere").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    let both = scene.service("partly").transports(80);
+    let elsewhere = scene.service("elsewhere").transports(80);
     Table::new()
         .given(scene.web())
         .given(scene.slice("web").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2), hinted("pod-2a", 1)]))
@@ -95,7 +95,7 @@ fn topology_node(scene: &Scene<'_>) -> Table {
     let hinted = |name: &str, node: u8| {
         Endpoint::ready(scene.pod(name)).hinted_to_zone(&zone(3 - node)).hinted_to_node(&format!("node-{node}"))
     };
-    let partly = scene.service("partly").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    let partly = scene.service("partly").transports(80);
     let zone_only = Endpoint::ready(scene.pod("pod-2a")).hinted_to_zone(&zone(2));
     Table::new()
         .given(scene.web())
@@ -112,9 +112,9 @@ fn topology_node(scene: &Scene<'_>) -> Table {
 fn no_endpoints_reject(scene: &Scene<'_>) -> Table {
     let table = Table::new()
         .given(scene.web())
-        .given(scene.service("unready").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("unready").transports(80))
         .given(scene.slice("unready").endpoint(Endpoint::not_ready(scene.pod("pod-1b"))))
-        .given(scene.service("control").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("control").transports(80))
         .given(scene.ready("control", &["pod-2a"]));
     CLIENTS.into_iter().fold(table, |table, client| {
         table.rows(client, ("web", 80), Expect::Refused).rows(client, ("unready", 80), Expect::Refused).rows(

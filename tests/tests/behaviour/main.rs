@@ -74,9 +74,11 @@ fn words(error: anyhow::Error) -> String {
     format!("{error:#}")
 }
 
-/// A lab of two nodes with two pods each, where the outside host sends what is for Services to node 1.
+/// A lab of two nodes with two pods each, where two outside hosts send what is for Services to node 1.
 fn lab(mode: Mode) -> Result<Tollgate> {
-    let cluster = Cluster::new(Topology::default())?;
-    cluster.host(1).route_services_via(cluster.node(1))?;
+    let cluster = Cluster::new(Topology { hosts: 2, ..Topology::default() })?;
+    for host in [1, 2] {
+        cluster.host(host).route_services_via(cluster.node(1))?;
+    }
     Tollgate::start(cluster, mode)
 }

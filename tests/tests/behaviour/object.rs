@@ -55,7 +55,7 @@ fn slice_owner_label(scene: &Scene<'_>) -> Table {
     let terminating = Endpoint::terminating(scene.pod("pod-2a"));
     Table::new()
         .given(scene.web())
-        .given(scene.service("other").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("other").transports(80))
         // Two slices, with a pod that is in both and counts once, and of which they say different things.
         .given(scene.ready("web", &["pod-1a", "pod-2a"]).named("first"))
         .given(scene.ready("web", &["pod-1a", "pod-1b"]).named("second").endpoint(terminating))
@@ -71,7 +71,7 @@ fn family_split(scene: &Scene<'_>) -> Result<()> {
     for (family, slice) in &mut slices {
         *slice = slice.clone().endpoint(scene.pod(if *family == Family::V4 { "pod-1b" } else { "pod-2b" }));
     }
-    let service = Service::new(scene.namespace(), "web").port(Protocol::Tcp, 80).port(Protocol::Udp, 81);
+    let service = Service::new(scene.namespace(), "web").transports(80);
     scene.apply([Value::from(service)].into_iter().chain(slices.map(|(_, slice)| slice.into())))?;
     let expected = if scene.family == Family::V4 { "pod-1b" } else { "pod-2b" };
     for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 81)] {

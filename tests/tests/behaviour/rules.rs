@@ -1,11 +1,9 @@
 //! What the kernel holds: ours kept as it should be, everybody else's left alone, nothing left behind.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use tollgate_lab::process::Program;
-use tollgate_lab::{Cluster, Family, Mode, NetNs, Protocol, Tollgate, Topology, eventually};
+use tollgate_lab::{Cluster, Family, Mode, NetNs, Protocol, Tollgate, Topology, eventually, run_on};
 
 use crate::Case;
 use crate::scene::{Client, Scene, Stage};
@@ -43,13 +41,8 @@ fn ruleset(netns: &NetNs) -> Result<String> {
 }
 
 fn nft(netns: &NetNs, arguments: &[&str]) -> Result<String> {
-    let program = Program {
-        name: "nft".into(),
-        path: PathBuf::from("nft"),
-        arguments: arguments.iter().copied().map(str::to_owned).collect(),
-        environment: Vec::new(),
-        netns: netns.clone(),
-    };
+    let program =
+        Program { arguments: arguments.iter().copied().map(str::to_owned).collect(), ..Program::words("nft", netns) };
     let (status, output) = program.run()?;
     ensure!(status.success(), "nft {}: {output}", arguments.join(" "));
     Ok(output)
@@ -132,28 +125,15 @@ fn cleanup_complete(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// What somebody may do to our rules behind our back, by mode.
-fn vandalism(mode: Mode, family: Family) -> &'static [&'static str] {
-    match (mode, family) {
-        (Mode::Nftables, Family::V4) => {
-            &["delete table ip tollgate", "flush chain ip tollgate prerouting", "flush map ip tollgate frontends"]
-        }
-        (Mode::Nftables, Family::V6) => {
-            &["delete table ip6 tollgate", "flush chain ip6 tollgate prerouting", "flush map ip6 tollgate frontends"]
-        }
-    }
-}
-
 fn drift_repaired(stage: &mut Stage) -> Result<()> {
     let cluster = Cluster::new(Topology::default())?;
     stage.lab = Tollgate::start_with(cluster, stage.mode, &["--sync-period", "1s"])?;
-    let (mode, family) = (stage.mode, stage.family);
     let scene = stage.scene()?;
     scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
     let (client, vip) = (scene.probe(Client::Pod("pod-1a")), scene.vip("web", 80)?);
     client.tcp(vip).answer()?;
-    for command in vandalism(mode, family) {
-        nft(stage.lab.cluster().node(1).netns(), &[command])?;
+    for command in stage.mode.vandalism(stage.family) {
+        run_on(stage.lab.cluster().node(1), &command)?;
         let broken = client.clone().impatient().tcp(vip);
         // It may have been repaired already, but then it must say so.
         let before = stage.lab.proxy(1).metric("tollgate_objects_repaired_total");

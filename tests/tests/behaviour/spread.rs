@@ -35,7 +35,7 @@ fn affinity_client_ip(scene: &Scene<'_>) -> Table {
     let table = Table::new()
         .given(scene.web().affinity(Duration::from_secs(10800)))
         .given(scene.ready("web", pods))
-        .given(scene.service("control").port(Protocol::Tcp, 80).port(Protocol::Udp, 81))
+        .given(scene.service("control").transports(80))
         .given(scene.ready("control", pods))
         .rows(Client::Pod("pod-1a"), ("control", 80), Expect::Only(pods));
     [Client::Pod("pod-1a"), Client::Pod("pod-1b"), Client::Pod("pod-2a"), Client::Node(1), Client::Outside]

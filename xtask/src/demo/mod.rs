@@ -57,7 +57,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     // Network, mount and pid namespaces of its own, which end with this process, however it ends.
     tollgate_lab::isolate();
     let start = Instant::now();
-    Demo::start(tollgate_lab::Mode::Nftables)?.show()?;
+    let mode = tollgate_lab::Mode::parse("nftables").context("the lab has no mode nftables")?;
+    Demo::start(mode)?.show()?;
     println!("\nAll of it held, in {:.0} s. The cluster is gone again.", start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
 }
