@@ -35,6 +35,36 @@ pub fn endpoint_sets<'a>(
     family: IpFamily,
     slices: impl IntoIterator<Item = &'a EndpointSlice>,
 ) -> EndpointSets {
+    let candidates = candidates(location, port, protocol, family, slices);
+    let narrowing = narrowing(&candidates);
+    let serving: Arc<[Endpoint]> = listed(&candidates, Candidate::serves);
+    let cluster = share(chosen(&candidates, |candidate| candidate.is_within(narrowing)), &[&serving]);
+    let local = share(chosen(&candidates, |candidate| candidate.is_local.0), &[&cluster, &serving]);
+    EndpointSets { cluster, local, serving }
+}
+
+/// The addresses of this node's endpoints of one Service port and family that are ready, and not terminating, even where
+/// they are published as ready regardless: what a load balancer's health check counts.
+pub(crate) fn ready_local<'a>(
+    location: Location<'_>,
+    port: &str,
+    protocol: Protocol,
+    family: IpFamily,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> impl Iterator<Item = IpAddr> {
+    let candidates = candidates(location, port, protocol, family, slices).into_iter();
+    let ready = candidates.filter(|candidate| candidate.ready.0 && !candidate.terminating && candidate.is_local.0);
+    ready.map(|candidate| candidate.ip)
+}
+
+/// The endpoints with the port's name, protocol and family, in order, each address and port once.
+fn candidates<'a>(
+    location: Location<'_>,
+    port: &str,
+    protocol: Protocol,
+    family: IpFamily,
+    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+) -> Vec<Candidate> {
     let slices = slices.into_iter().filter(|slice| slice.family == family);
     let mut candidates: Vec<Candidate> = slices
         .flat_map(|slice| {
@@ -44,12 +74,7 @@ pub fn endpoint_sets<'a>(
         .collect();
     candidates.sort_unstable();
     candidates.dedup_by_key(|candidate| (candidate.ip, candidate.port));
-
-    let narrowing = narrowing(&candidates);
-    let serving: Arc<[Endpoint]> = listed(&candidates, Candidate::serves);
-    let cluster = share(chosen(&candidates, |candidate| candidate.is_within(narrowing)), &[&serving]);
-    let local = share(chosen(&candidates, |candidate| candidate.is_local.0), &[&cluster, &serving]);
-    EndpointSets { ready_local: ready_local(&candidates), cluster, local, serving }
+    candidates
 }
 
 /// An endpoint with all that the choice depends on.
@@ -170,14 +195,4 @@ fn listed(candidates: &[Candidate], is_in_list: impl Fn(&Candidate) -> bool) -> 
 /// Equal lists are one allocation: in the usual case, where every endpoint is ready, that halves the memory.
 fn share(list: Arc<[Endpoint]>, others: &[&Arc<[Endpoint]>]) -> Arc<[Endpoint]> {
     others.iter().find(|other| ***other == list).map_or(list, |other| Arc::clone(other))
-}
-
-/// A load balancer is told of pods, so an address counts once, and not while it terminates, even where it is published as
-/// ready regardless. The candidates of one address stand beside each other.
-fn ready_local(candidates: &[Candidate]) -> usize {
-    let ready =
-        candidates.iter().filter(|candidate| candidate.ready.0 && !candidate.terminating && candidate.is_local.0);
-    let mut ips: Vec<IpAddr> = ready.map(|candidate| candidate.ip).collect();
-    ips.dedup();
-    ips.len()
 }

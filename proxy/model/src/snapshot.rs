@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::endpoint::Endpoint;
 use crate::frontend::Frontend;
-use crate::name::{IpFamily, ServicePortName};
+use crate::name::{IpFamily, NamespacedName, ServicePortName};
 use crate::service::{SessionAffinity, TrafficPolicy};
 
 /// What this node should do, at one moment. Cheap to clone: unchanged parts are shared with the snapshot before.
@@ -22,6 +22,19 @@ pub struct Snapshot {
     pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
     /// Where the pods of this node have their addresses, by its Node object; empty where that does not say.
     pub pod_cidrs: Arc<[IpNet]>,
+    /// What load balancers are told of each Service that has a health check node port and holds it.
+    pub health_checks: OrdMap<NamespacedName, Arc<HealthCheck>>,
+}
+
+/// What a load balancer's health check of one Service is told on this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// The port of the node that answers it.
+    pub node_port: u16,
+    /// How many endpoints of this node are ready and not terminating. An address counts once, however many ports of the
+    /// Service it serves. A pod has an address in each family and should count once as well, so the family counts that has
+    /// more of them; kube-proxy counts each family apart.
+    pub ready_local: usize,
 }
 
 /// One Service port, resolved for this node: what backends realise, and all that they need to know of it.
@@ -45,7 +58,7 @@ pub struct ServicePort {
     pub session_affinity: SessionAffinity,
     /// Who may dial the load-balancer IPs.
     pub source_ranges: SourceRanges,
-    /// The node port that answers a load balancer's health checks.
+    /// The node port that answers a load balancer's health checks of the whole Service, see [`Snapshot::health_checks`].
     pub health_check_node_port: Option<u16>,
 }
 
@@ -59,8 +72,6 @@ pub struct EndpointSets {
     pub local: Arc<[Endpoint]>,
     /// Every endpoint that still serves, chosen or not, also while terminating: flows to these are left alone.
     pub serving: Arc<[Endpoint]>,
-    /// How many distinct addresses of this node are ready: what a load balancer's health check is told.
-    pub ready_local: usize,
 }
 
 /// `loadBalancerSourceRanges`, judged for one family at a time.
@@ -70,6 +81,18 @@ pub struct SourceRanges {
     pub v4: Option<Arc<[IpNet]>>,
     /// `None`: every IPv6 source is admitted.
     pub v6: Option<Arc<[IpNet]>>,
+}
+
+impl Snapshot {
+    /// The snapshot but for some Service ports: what the kernel holds where a backend could not realise those.
+    #[must_use]
+    pub fn without<'a>(&self, names: impl IntoIterator<Item = &'a ServicePortName>) -> Self {
+        let mut rest = self.clone();
+        for name in names {
+            rest.service_ports.remove(name);
+        }
+        rest
+    }
 }
 
 impl ServicePort {

@@ -36,7 +36,7 @@ fn sets(hosts: &[u8], ip: impl Fn(u8) -> IpAddr) -> EndpointSets {
     let endpoint = |host: &u8| Endpoint { ip: ip(*host), port: 8080, is_local: Some(host) == hosts.last() };
     let cluster: Arc<[Endpoint]> = hosts.iter().map(endpoint).collect();
     let local: Arc<[Endpoint]> = cluster.iter().filter(|endpoint| endpoint.is_local).copied().collect();
-    EndpointSets { serving: cluster.clone(), ready_local: local.len(), cluster, local }
+    EndpointSets { serving: cluster.clone(), cluster, local }
 }
 
 /// A snapshot of these.

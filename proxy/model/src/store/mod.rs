@@ -28,13 +28,13 @@ pub use self::event::{Event, Object};
 use self::kept::{Edit, Kept};
 use self::names::Names;
 use self::own::Own;
-use self::resolve::{Surroundings, claims_of, resolve};
+use self::resolve::{Surroundings, claims_of, health_check, resolve};
 use crate::endpoint::EndpointSlice;
 use crate::name::{NamespacedName, Protocol, ServicePortName};
 use crate::node::{Node, NodeAddresses};
 use crate::object::{InvalidObject, Kind};
 use crate::service::Service;
-use crate::snapshot::{ServicePort, Snapshot};
+use crate::snapshot::{HealthCheck, ServicePort, Snapshot};
 
 /// What the operator says about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +106,7 @@ impl Store {
                 service_ports: OrdMap::new(),
                 node_port_addresses: Arc::clone(&own.node_port_addresses),
                 pod_cidrs: Arc::clone(&own.pod_cidrs),
+                health_checks: OrdMap::new(),
             },
             own,
             touched: BTreeSet::new(),
@@ -331,13 +332,15 @@ impl Store {
 
     /// Brings the snapshot's part of the Service up to date. What turns out the same keeps its allocation.
     fn resolve(&mut self, name: &NamespacedName) {
-        let resolved = match self.services.get(name) {
-            None => Vec::new(),
+        let (resolved, health_check) = match self.services.get(name) {
+            None => (Vec::new(), None),
             Some(service) => {
                 let around = Surroundings { config: &self.config, own: &self.own, claims: &self.claims };
-                resolve(service, self.slices_of(name), around)
+                let slices = self.slices_of(name);
+                (resolve(service, slices.clone(), around), health_check(service, slices, around))
             }
         };
+        self.set_health_check(name, health_check);
         let service_ports = &mut self.snapshot.service_ports;
         let first = ServicePortName { service: name.clone(), port: Arc::default(), protocol: Protocol::Tcp };
         let held = service_ports.range(first..).map(|(key, _)| key).take_while(|key| key.service == *name);
@@ -354,6 +357,17 @@ impl Store {
                 keep_allocations(old, &mut port);
             }
             service_ports.insert(port.name.clone(), Arc::new(port));
+        }
+    }
+
+    fn set_health_check(&mut self, name: &NamespacedName, new: Option<HealthCheck>) {
+        let health_checks = &mut self.snapshot.health_checks;
+        if health_checks.get(name).map(|old| **old) == new {
+            return;
+        }
+        match new {
+            Some(new) => drop(health_checks.insert(name.clone(), Arc::new(new))),
+            None => drop(health_checks.remove(name)),
         }
     }
 

@@ -12,9 +12,9 @@ use super::own::Own;
 use crate::endpoint::EndpointSlice;
 use crate::frontend::{Frontend, FrontendOrigin};
 use crate::name::{IpFamily, Protocol, ServicePortName};
-use crate::select::{Location, endpoint_sets};
+use crate::select::{Location, endpoint_sets, ready_local};
 use crate::service::{Port, Service};
-use crate::snapshot::{ServicePort, SourceRanges};
+use crate::snapshot::{HealthCheck, ServicePort, SourceRanges};
 
 /// What a resolution looks at besides the Service and its slices.
 #[derive(Clone, Copy)]
@@ -22,6 +22,12 @@ pub(super) struct Surroundings<'a> {
     pub(super) config: &'a StoreConfig,
     pub(super) own: &'a Own,
     pub(super) claims: &'a Claims,
+}
+
+impl<'a> Surroundings<'a> {
+    fn location(&self) -> Location<'a> {
+        Location { node: &self.config.node_name, zone: self.own.zone.as_deref() }
+    }
 }
 
 /// The Service as a claimant, and all that it claims.
@@ -46,9 +52,7 @@ pub(super) fn resolve<'a>(
 ) -> Vec<ServicePort> {
     let vips = vips(service, around.config);
     let source_ranges = source_ranges(service, around.own);
-    let health_check_node_port = service
-        .health_check_node_port
-        .filter(|port| around.claims.is_held_by(&service.name, health_check_claim(*port)));
+    let health_check_node_port = held_health_check(service, around);
     let ports = service.ports.iter().filter_map(|port| {
         let frontends = frontends(service, port, &vips, around.claims);
         let node_port = port
@@ -57,7 +61,7 @@ pub(super) fn resolve<'a>(
         if frontends.is_empty() && node_port.is_none() {
             return None;
         }
-        let location = Location { node: &around.config.node_name, zone: around.own.zone.as_deref() };
+        let location = around.location();
         let sets = |family| endpoint_sets(location, &port.name, port.protocol, family, slices.clone());
         Some(ServicePort {
             name: ServicePortName {
@@ -77,6 +81,28 @@ pub(super) fn resolve<'a>(
         })
     });
     ports.collect()
+}
+
+/// What a load balancer is told of the Service, if it has a health check node port and holds it.
+pub(super) fn health_check<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    around: Surroundings<'_>,
+) -> Option<HealthCheck> {
+    let node_port = held_health_check(service, around)?;
+    let ready_local = |family| {
+        let ports = service.ports.iter();
+        let ready =
+            ports.flat_map(|port| ready_local(around.location(), &port.name, port.protocol, family, slices.clone()));
+        ready.collect::<BTreeSet<_>>().len()
+    };
+    let ready_local = IpFamily::ALL.into_iter().map(ready_local).max().unwrap_or_default();
+    Some(HealthCheck { node_port, ready_local })
+}
+
+fn held_health_check(service: &Service, around: Surroundings<'_>) -> Option<u16> {
+    let port = service.health_check_node_port?;
+    around.claims.is_held_by(&service.name, health_check_claim(port)).then_some(port)
 }
 
 fn health_check_claim(port: u16) -> Claim {

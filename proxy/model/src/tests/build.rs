@@ -70,6 +70,12 @@ impl World {
         self.snapshot().service_ports.get(&port_name(service, "", Protocol::Tcp)).cloned()
     }
 
+    /// The health check node port of a Service, and the number of endpoints that it tells.
+    pub(super) fn health_check(&mut self, service: &str) -> Option<(u16, usize)> {
+        let name = NamespacedName::new("default", service);
+        self.snapshot().health_checks.get(&name).map(|check| (check.node_port, check.ready_local))
+    }
+
     /// Whether the Service has a port that is served.
     pub(super) fn serves(&mut self, service: &str) -> bool {
         self.find(service).is_some()

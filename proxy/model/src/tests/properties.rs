@@ -165,12 +165,16 @@ fn check(snapshot: &Snapshot) -> Result<(), TestCaseError> {
     }
     let are_apart = health_checks.keys().all(|port| !node_ports.contains(&(*port, Protocol::Tcp)));
     prop_assert!(are_apart, "a health check is a NodePort");
+    for (service, port) in health_checks.iter().map(|(port, service)| (*service, *port)) {
+        let told = snapshot.health_checks.get(service).map(|check| check.node_port);
+        prop_assert_eq!(told, Some(port), "{} has a health check, and its ports agree", service);
+    }
     Ok(())
 }
 
 fn check_endpoints(port: &ServicePort) -> Result<(), TestCaseError> {
     for family in IpFamily::ALL {
-        let EndpointSets { cluster, local, serving, ready_local } = port.endpoints(family);
+        let EndpointSets { cluster, local, serving } = port.endpoints(family);
         for list in [cluster, local, serving] {
             let is_ordered = list.windows(2).all(|pair| (pair[0].ip, pair[0].port) < (pair[1].ip, pair[1].port));
             prop_assert!(is_ordered, "{:?}", list);
@@ -180,7 +184,6 @@ fn check_endpoints(port: &ServicePort) -> Result<(), TestCaseError> {
         prop_assert_eq!(cluster.is_empty(), serving.is_empty(), "who serves is chosen, if only as a last resort");
         prop_assert!(local.iter().all(|endpoint| endpoint.is_local));
         prop_assert_eq!(local.is_empty(), !serving.iter().any(|endpoint| endpoint.is_local));
-        prop_assert!(*ready_local <= local.len());
         for (a, b) in [(cluster, serving), (local, serving), (local, cluster)] {
             prop_assert_eq!(a == b, Arc::ptr_eq(a, b) || a == b && a.is_empty(), "equal lists share their memory");
         }

@@ -537,15 +537,17 @@ fn frontend_conflict_at_the_same_age_goes_by_name() {
     }
 }
 
+/// A Service with a load balancer, whose health check node port is 32000.
+fn balanced(policy: &str) -> v1::Service {
+    service("web").load_balancer(&["203.0.113.1"]).with(|spec| {
+        spec.external_traffic_policy = Some(policy.into());
+        spec.health_check_node_port = Some(32000);
+    })
+}
+
 #[test]
 fn health_node_port() {
-    let balanced = |policy: &str| {
-        service("web").load_balancer(&["203.0.113.1"]).with(|spec| {
-            spec.external_traffic_policy = Some(policy.into());
-            spec.health_check_node_port = Some(32000);
-        })
-    };
-    let port = World::of(
+    let mut world = World::of(
         balanced("Local"),
         vec![
             at("10.0.0.1").on("a"),
@@ -554,22 +556,43 @@ fn health_node_port() {
             at("10.0.0.4").on("a").not_ready(),
             at("10.0.0.5").on("a").conditions(Some(true), Some(true), Some(true)),
         ],
-    )
-    .port("web");
-    assert_eq!(port.health_check_node_port, Some(32000));
-    assert_eq!(port.v4.ready_local, 1, "ready, here, and not terminating");
-    assert_eq!(World::new().and(balanced("Cluster")).port("web").health_check_node_port, None);
-    let of_type = |type_| World::new().and(balanced("Local").of_type(type_)).port("web").health_check_node_port;
-    assert_eq!(of_type("NodePort"), None);
+    );
+    assert_eq!(world.health_check("web"), Some((32000, 1)), "ready, here, and not terminating");
+    assert_eq!(world.port("web").health_check_node_port, Some(32000));
+    world.apply(slice("web-1", "web", vec![at("10.0.0.2").on("b")]));
+    assert_eq!(world.health_check("web"), Some((32000, 0)));
+    world.apply(balanced("Cluster"));
+    assert_eq!(world.health_check("web"), None);
+    let of_type = |type_| World::new().and(balanced("Local").of_type(type_)).health_check("web");
+    assert_eq!((of_type("LoadBalancer"), of_type("NodePort")), (Some((32000, 0)), None));
+    world.delete(Kind::Service, "web");
+    assert_eq!(world.health_check("web"), None);
 }
 
 #[test]
 fn health_node_port_counts_addresses() {
-    let mut endpoints = slice("web-1", "web", vec![at("10.0.0.1").on("a"), at("10.0.0.2").on("a")]);
-    let ports = endpoints.ports.as_mut().unwrap();
-    ports.push(k8s_openapi::api::discovery::v1::EndpointPort { port: Some(8081), ..Default::default() });
-    let port = World::new().and(service("web")).and(endpoints).port("web");
-    assert_eq!((port.v4.local.len(), port.v4.ready_local), (4, 2));
+    let port = |name: &str, port| k8s_openapi::api::discovery::v1::EndpointPort {
+        name: Some(name.into()),
+        port: Some(port),
+        ..Default::default()
+    };
+    let with_ports = |name, ports: &[(&str, i32)], hosts: &[&str]| {
+        let mut slice = slice(name, "web", hosts.iter().map(|host| at(host).on("a")).collect());
+        slice.ports = Some(ports.iter().map(|(name, number)| port(name, *number)).collect());
+        slice
+    };
+    let web = balanced("Local").on(&["10.96.0.1", "fd00:96::1"]).with(|spec| {
+        let port = |name: &str, port| v1::ServicePort { name: Some(name.into()), port, ..Default::default() };
+        spec.ports = Some(vec![port("a", 80), port("b", 81)]);
+    });
+    let mut world = World::new().and(web).and(with_ports("1", &[("a", 8080), ("b", 8081)], &["10.0.0.1", "10.0.0.2"]));
+    assert_eq!(world.health_check("web"), Some((32000, 2)), "each serves two ports");
+    world.apply(with_ports("2", &[("b", 8082)], &["10.0.0.2", "10.0.0.3"]));
+    assert_eq!(world.health_check("web"), Some((32000, 3)), "some serve one port, one serves another beside");
+    world.apply(with_ports("3", &[("a", 8080)], &["fd00::1", "fd00::2", "fd00::3"]));
+    assert_eq!(world.health_check("web"), Some((32000, 3)), "the same pods in the other family");
+    world.apply(with_ports("4", &[("c", 8080)], &["10.0.0.9"]));
+    assert_eq!(world.health_check("web"), Some((32000, 3)), "no port of the Service");
 }
 
 #[test]
@@ -580,5 +603,8 @@ fn health_node_port_is_in_conflict_with_node_ports() {
     });
     let mut world = World::new().and(balanced).and(service("old").on(&["10.96.0.2"]).node_port(30080).created(1));
     assert_eq!(world.port("web").health_check_node_port, None);
+    assert_eq!(world.health_check("web"), None);
     assert_eq!(world.port("old").node_port, Some(30080));
+    world.delete(Kind::Service, "old");
+    assert_eq!(world.health_check("web"), Some((30080, 0)));
 }

@@ -60,7 +60,7 @@ fn endpoint(family: IpFamily, host: u16) -> Endpoint {
 fn sets(family: IpFamily, hosts: &[u16]) -> EndpointSets {
     let cluster: Arc<[Endpoint]> = hosts.iter().map(|host| endpoint(family, *host)).collect();
     let local = cluster.iter().filter(|endpoint| endpoint.is_local).copied().collect();
-    EndpointSets { serving: cluster.clone(), ready_local: 0, cluster, local }
+    EndpointSets { serving: cluster.clone(), cluster, local }
 }
 
 fn service(name: &str, protocol: Protocol, vips: &[u16], endpoints: &[u16]) -> ServicePort {
