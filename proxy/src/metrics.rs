@@ -49,6 +49,10 @@ pub struct Metrics {
     pub refused_service_ports: Gauge,
     /// UDP flows deleted because their endpoint no longer served.
     pub stale_flows_deleted: Counter,
+    /// How long it took to delete stale flows, where there was something to look for.
+    pub flow_cleaning_duration: Histogram,
+    /// Deletions of stale flows that failed and are tried again.
+    pub flow_cleaning_failures: Counter,
     /// The source's revision up to which the kernel has everything.
     pub applied_revision: Gauge,
     /// 1 while the watch of the source stands.
@@ -107,6 +111,8 @@ impl Metrics {
             objects_repaired: Counter::default(),
             refused_service_ports: Gauge::default(),
             stale_flows_deleted: Counter::default(),
+            flow_cleaning_duration: Histogram::new(sync_buckets()),
+            flow_cleaning_failures: Counter::default(),
             applied_revision: Gauge::default(),
             source_connected: Gauge::default(),
             service_ports: Gauge::default(),
@@ -152,6 +158,12 @@ impl Metrics {
             Unit::Seconds,
             self.last_queued.clone(),
         );
+        r.register_with_unit(
+            "conntrack_reconciler_sync_duration",
+            "How long it took to delete stale UDP flows",
+            Unit::Seconds,
+            self.flow_cleaning_duration.clone(),
+        );
         r.register(format!("{sync}_service_changes"), "Service changes", self.service_changes.clone());
         r.register(format!("{sync}_endpoint_changes"), "EndpointSlice changes", self.endpoint_changes.clone());
         r.register("proxy_healthz", "Answers of /healthz by code", self.healthz.clone());
@@ -176,6 +188,11 @@ impl Metrics {
             "stale_udp_flows_deleted",
             "UDP flows deleted because their endpoint no longer served",
             self.stale_flows_deleted.clone(),
+        );
+        r.register(
+            "stale_udp_flow_failures",
+            "Deletions of stale UDP flows that failed and are tried again",
+            self.flow_cleaning_failures.clone(),
         );
         r.register(
             "applied_revision",

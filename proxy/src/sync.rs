@@ -2,7 +2,8 @@
 //!
 //! It runs on a thread of its own, so that a slow kernel blocks neither the watch nor `/healthz`. The first change of a
 //! quiet time is applied at once; what comes during a sync forms the next one. After an error everything is compared
-//! anew, with backoff; now and then the kernel is compared with what it should hold, and repaired.
+//! anew, with backoff; now and then the kernel is compared with what it should hold, and repaired. Stale flows are deleted
+//! after the rules, and where that fails, it waits for its retry alone.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use tollgate_model::snapshot::Snapshot;
 
 use crate::backend::{Backend, Report, Scope};
-use crate::conntrack::{self, StaleFlows};
+use crate::conntrack::Cleaner;
 use crate::health::Health;
 use crate::metrics::Metrics;
 
@@ -40,15 +41,16 @@ pub struct Sync {
     /// When the kernel is to be compared again.
     next_full: Instant,
     backoff: Option<<ExponentialBuilder as BackoffBuilder>::Backoff>,
-    has_reconciled_flows: bool,
-    /// Flows whose deletion failed; the next sync tries them again.
-    stale: Vec<StaleFlows>,
+    cleaner: Cleaner,
+    /// What the kernel holds, as far as is known.
+    applied: Option<Snapshot>,
 }
 
 /// Why the loop woke.
 enum Wake {
     Newer,
     Due,
+    FlowsDue,
     Stopped,
 }
 
@@ -64,8 +66,8 @@ impl Sync {
             scope: Scope::Full,
             next_full: Instant::now(),
             backoff: None,
-            has_reconciled_flows: false,
-            stale: Vec::new(),
+            cleaner: Cleaner::new(),
+            applied: None,
         }
     }
 
@@ -77,6 +79,10 @@ impl Sync {
                 Wake::Newer if Instant::now() >= self.next_full => self.scope = Scope::Full,
                 Wake::Newer => {}
                 Wake::Due => self.scope = Scope::Full,
+                Wake::FlowsDue => {
+                    self.clean_flows();
+                    continue;
+                }
                 Wake::Stopped => return,
             }
             let newest = desired.borrow_and_update().clone();
@@ -113,10 +119,18 @@ impl Sync {
                 () = closed(desired.clone()) => return Wake::Stopped,
             }
         }
+        // Only here, where the rules are in place: flows must not be made anew from old ones.
+        let flows_due = async {
+            match self.cleaner.retry_at() {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             changed = desired.changed() => if changed.is_ok() { Wake::Newer } else { Wake::Stopped },
             () = due => Wake::Due,
+            () = flows_due => Wake::FlowsDue,
         }
     }
 
@@ -134,7 +148,14 @@ impl Sync {
         if scope == Scope::Full {
             self.next_full = Instant::now() + self.period.max(elapsed * FULL_SYNC_SHARE);
         }
-        self.delete_stale_flows(report.stale, desired).map_err(|error| self.failed(&error))
+        // Flows that began while the rules were not whole may lead anywhere.
+        if self.backoff.is_some() || !report.repaired.is_empty() {
+            self.cleaner.owe_reconcile();
+        }
+        self.cleaner.owe(report.stale);
+        self.applied = Some(desired.snapshot.without(report.refused.iter().map(|(name, _)| name)));
+        self.clean_flows();
+        Ok(())
     }
 
     fn account(&self, scope: Scope, elapsed: Duration, report: &Report, desired: &Desired) {
@@ -160,20 +181,23 @@ impl Sync {
     }
 
     /// After the commit: flows must not be made anew from the old rules.
-    fn delete_stale_flows(&mut self, stale: Vec<StaleFlows>, desired: &Desired) -> Result<(), conntrack::Error> {
-        if !self.has_reconciled_flows {
-            // What a proxy before this one left undone is not in any report.
-            let deleted = conntrack::reconcile(&desired.snapshot)?;
-            self.metrics.stale_flows_deleted.inc_by(deleted as u64);
-            self.has_reconciled_flows = true;
-            self.stale.clear();
-            return Ok(());
+    fn clean_flows(&mut self) {
+        let Some(applied) = &self.applied else { return };
+        let start = Instant::now();
+        match self.cleaner.clean(applied) {
+            Ok(None) => {}
+            Ok(Some(deleted)) => {
+                self.metrics.stale_flows_deleted.inc_by(deleted as u64);
+                self.metrics.flow_cleaning_duration.observe(start.elapsed().as_secs_f64());
+            }
+            Err((error, delay)) => {
+                self.metrics.flow_cleaning_failures.inc();
+                tracing::error!(
+                    error = %chain(&error), retry_in = ?delay,
+                    "stale UDP flows are not deleted: datagrams of theirs may go to endpoints that are gone"
+                );
+            }
         }
-        self.stale.extend(stale);
-        let deleted = conntrack::delete(&self.stale)?;
-        self.metrics.stale_flows_deleted.inc_by(deleted as u64);
-        self.stale.clear();
-        Ok(())
     }
 
     fn failed(&mut self, error: &dyn std::error::Error) -> Duration {
@@ -220,8 +244,11 @@ mod tests {
     use std::sync::mpsc;
     use std::thread::JoinHandle;
 
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::backend::{Error, Observed};
+    use crate::conntrack::{self, Job, StaleFlows};
 
     /// A kernel that fails when told to; says what was asked of it.
     struct Scripted {
@@ -244,10 +271,16 @@ mod tests {
         }
     }
 
+    /// A job of the cleaner's: `reconcile` or `delete`, and the flows.
+    type FlowJob = (&'static str, Vec<StaleFlows>);
+
     struct Running {
         desired: Option<watch::Sender<Option<Desired>>>,
         asked: mpsc::Receiver<Scope>,
         metrics: Arc<Metrics>,
+        flow_jobs: mpsc::Receiver<FlowJob>,
+        /// Whether connection tracking fails.
+        flows_fail: Arc<AtomicBool>,
         thread: Option<JoinHandle<()>>,
         _runtime: tokio::runtime::Runtime,
     }
@@ -260,10 +293,24 @@ mod tests {
             let metrics = Arc::new(Metrics::new());
             let health = Arc::new(Health::new(Duration::from_hours(1)));
             let backend = Box::new(Scripted { outcomes: outcomes.into(), asked: asked_sender });
-            let sync = Sync::new(backend, period, metrics.clone(), health);
+            let mut sync = Sync::new(backend, period, metrics.clone(), health);
+            let (flow_job_sender, flow_jobs) = mpsc::channel();
+            let flows_fail = Arc::new(AtomicBool::new(false));
+            let fails = flows_fail.clone();
+            sync.cleaner = Cleaner::with(Box::new(move |job| {
+                let (what, flows) = match job {
+                    Job::Reconcile(_, gone) => ("reconcile", gone),
+                    Job::Delete(stale) => ("delete", stale),
+                };
+                flow_job_sender.send((what, flows.to_vec())).unwrap();
+                match fails.load(Ordering::Relaxed) {
+                    true => Err(conntrack::Error::Open(std::io::ErrorKind::PermissionDenied.into())),
+                    false => Ok(flows.len()),
+                }
+            }));
             let handle = runtime.handle().clone();
             let thread = Some(std::thread::spawn(move || sync.run(&handle, newest)));
-            Self { desired: Some(desired), asked, metrics, thread, _runtime: runtime }
+            Self { desired: Some(desired), asked, metrics, flow_jobs, flows_fail, thread, _runtime: runtime }
         }
 
         fn want(&self, revision: u64) {
@@ -273,6 +320,10 @@ mod tests {
 
         fn asked(&self) -> Scope {
             self.asked.recv_timeout(Duration::from_secs(10)).expect("the loop syncs")
+        }
+
+        fn flow_job(&self) -> FlowJob {
+            self.flow_jobs.recv_timeout(Duration::from_secs(10)).expect("the cleaner works")
         }
 
         /// Ends the loop and waits for it, so that what it did last is seen.
@@ -329,5 +380,52 @@ mod tests {
         running.stop();
         assert!(running.asked.try_recv().is_err());
         assert_eq!(running.metrics.applied_revision.get(), 0);
+    }
+
+    fn stale() -> Vec<StaleFlows> {
+        let dialled = "10.96.0.1:53".parse().unwrap();
+        vec![StaleFlows { dialled, to: vec!["10.0.0.1:53".parse().unwrap()] }]
+    }
+
+    #[test]
+    fn flows_are_reconciled_at_the_start_after_a_repair_and_after_a_failure() {
+        let drifted = Report { repaired: vec!["table ip tollgate was missing".to_owned()], ..Report::default() };
+        let with_stale = Report { stale: stale(), ..Report::default() };
+        let outcomes = vec![Ok(Report::default()), Ok(with_stale), Ok(drifted), Err(failure()), Ok(Report::default())];
+        let mut running = Running::start(outcomes, LONG);
+        for (revision, job) in [(1, ("reconcile", vec![])), (2, ("delete", stale())), (3, ("reconcile", vec![]))] {
+            running.want(revision);
+            running.asked();
+            assert_eq!(running.flow_job(), job, "{revision}");
+        }
+        running.want(4);
+        assert_eq!(running.flow_job(), ("reconcile", vec![]));
+        running.stop();
+        assert_eq!(running.metrics.stale_flows_deleted.get(), 1);
+    }
+
+    #[test]
+    fn a_failed_deletion_of_flows_holds_up_no_rules_and_is_judged_anew() {
+        let with_stale = || Ok(Report { stale: stale(), ..Report::default() });
+        let mut running = Running::start(vec![Ok(Report::default()), with_stale(), with_stale()], LONG);
+        running.want(1);
+        assert_eq!(running.flow_job(), ("reconcile", vec![]));
+        assert_eq!(running.asked(), Scope::Full);
+        running.flows_fail.store(true, Ordering::Relaxed);
+        running.want(2);
+        assert_eq!(running.flow_job(), ("delete", stale()));
+        running.want(3);
+        assert_eq!([running.asked(), running.asked()], [Scope::Changes; 2]);
+        let twice = || [stale(), stale()].concat();
+        while running.flow_job() != ("reconcile", twice()) {}
+        running.flows_fail.store(false, Ordering::Relaxed);
+        assert_eq!(running.flow_job(), ("reconcile", twice()), "tried again by itself");
+        running.want(4);
+        assert_eq!(running.asked(), Scope::Changes);
+        running.stop();
+        assert!(running.flow_jobs.try_recv().is_err(), "nothing is owed any more");
+        let metrics = &running.metrics;
+        assert_eq!((metrics.applied_revision.get(), metrics.sync_failures.get()), (4, 0));
+        assert!(metrics.flow_cleaning_failures.get() >= 2);
     }
 }

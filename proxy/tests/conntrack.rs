@@ -3,11 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
-use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::Protocol;
 use tollgate_proxy::conntrack::{self, StaleFlows};
 
@@ -18,11 +17,12 @@ mod netns;
 mod sample;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 5] = [
+    let tests: [(&str, fn()); 6] = [
         ("a_few_stale_flows_go_and_no_other", a_few_stale_flows_go_and_no_other),
         ("many_stale_flows_go_and_no_other", many_stale_flows_go_and_no_other),
         ("flows_that_were_never_translated_go", flows_that_were_never_translated_go),
         ("nothing_to_delete_is_no_error", nothing_to_delete_is_no_error),
+        ("a_change_deletes_what_it_leaves_stale", a_change_deletes_what_it_leaves_stale),
         ("a_start_deletes_what_leads_elsewhere_than_to_serving_endpoints", reconcile),
     ];
     let trials = tests.map(|(name, test)| Trial::test(name, move || isolated(test)));
@@ -73,12 +73,7 @@ fn flows() -> BTreeSet<Flow> {
 }
 
 fn stale(vip: &str, to: &[&str]) -> StaleFlows {
-    let vip: SocketAddr = vip.parse().unwrap();
-    let (ip, port) = (vip.ip(), vip.port());
-    StaleFlows {
-        frontend: Frontend { ip, port, protocol: Protocol::Udp, origin: FrontendOrigin::ClusterIp },
-        to: to.iter().map(|to| to.parse().unwrap()).collect(),
-    }
+    StaleFlows { dialled: vip.parse().unwrap(), to: to.iter().map(|to| to.parse().unwrap()).collect() }
 }
 
 /// Flows that differ from the stale ones in one thing each, in both families.
@@ -135,18 +130,24 @@ fn flows_that_were_never_translated_go() {
 fn nothing_to_delete_is_no_error() {
     assert_eq!(conntrack::delete(&[]).unwrap(), 0);
     conntrack::delete(&[stale("10.96.0.1:53", &["10.244.0.1:5353"])]).unwrap();
-    assert_eq!(conntrack::reconcile(&snapshot([])).unwrap(), 0);
+    assert_eq!(conntrack::reconcile(&snapshot([]), &[]).unwrap(), 0);
 }
 
 fn reconcile() {
     // The frontends are 10.96.0.1:80 and fd00:96::1 port 80, and the endpoints number 1 and 2 of the pods, port 8080.
-    let udp = service("dns", Protocol::Udp, 1, &[1, 2]);
+    let mut udp = service("dns", Protocol::Udp, 1, &[1, 2]);
+    udp.node_port = Some(30053);
     let kept = [
         flow("udp", 1001, "10.96.0.1 80", "10.244.0.1 8080"),
         flow("udp", 1002, "fd00:96::1 80", "fd00:244::2 8080"),
         flow("udp", 1003, "10.96.0.9 80", "10.244.0.9 8080"),
         flow("udp", 1004, "10.96.0.1 81", "10.244.0.9 8080"),
         flow("tcp", 1005, "10.96.0.1 80", "10.244.0.9 8080"),
+        flow("udp", 1006, "192.0.2.1 30053", "10.244.0.1 8080"),
+        flow("udp", 1007, "192.0.2.2 30053", "10.244.0.9 8080"),
+        flow("tcp", 1008, "192.0.2.1 30053", "10.244.0.9 8080"),
+        flow("udp", 1009, "2001:db8::1 30053", "fd00:244::1 8080"),
+        flow("udp", 1010, "10.96.0.8 80", "10.244.0.2 8080"),
     ];
     make(&kept);
     make(&[
@@ -154,9 +155,42 @@ fn reconcile() {
         flow("udp", 2002, "10.96.0.1 80", "10.244.0.1 8081"),
         flow("udp", 2003, "10.96.0.1 80", "10.96.0.1 80"),
         flow("udp", 2004, "fd00:96::1 80", "fd00:244::3 8080"),
+        flow("udp", 2005, "192.0.2.1 30053", "10.244.0.3 8080"),
+        flow("udp", 2006, "192.0.2.1 30053", "192.0.2.1 30053"),
+        flow("udp", 2007, "2001:db8::1 30053", "fd00:244::3 8080"),
+        flow("udp", 2008, "10.96.0.8 80", "10.244.0.1 8080"),
     ]);
-    let wanted = snapshot([udp, service("web", Protocol::Tcp, 1, &[3])]);
-    assert_eq!(conntrack::reconcile(&wanted).unwrap(), 4);
+    let mut wanted = snapshot([udp, service("web", Protocol::Tcp, 1, &[3])]);
+    let addresses = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+    wanted.node_port_addresses = Arc::new(addresses.into());
+    // Failed before: one serves again by now, and one was dialled by an address that is no more.
+    let owed = [stale("10.96.0.1:80", &["10.244.0.1:8080"]), stale("10.96.0.8:80", &["10.244.0.1:8080"])];
+    assert_eq!(conntrack::reconcile(&wanted, &owed).unwrap(), 8);
     assert_eq!(flows(), kept.into());
-    assert_eq!(conntrack::reconcile(&wanted).unwrap(), 0);
+    assert_eq!(conntrack::reconcile(&wanted, &owed).unwrap(), 0);
+}
+
+fn a_change_deletes_what_it_leaves_stale() {
+    let dns = |hosts: &[u8]| {
+        let mut udp = service("dns", Protocol::Udp, 1, hosts);
+        udp.node_port = Some(30053);
+        let mut snapshot = snapshot([udp]);
+        let addresses = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+        snapshot.node_port_addresses = Arc::new(addresses.into());
+        snapshot
+    };
+    let kept = [
+        flow("udp", 1001, "192.0.2.1 30053", "10.244.0.2 8080"),
+        flow("udp", 1002, "2001:db8::1 30053", "fd00:244::2 8080"),
+        flow("udp", 1003, "192.0.2.2 30053", "10.244.0.1 8080"),
+        flow("tcp", 1004, "192.0.2.1 30053", "10.244.0.1 8080"),
+    ];
+    make(&kept);
+    make(&[
+        flow("udp", 2001, "192.0.2.1 30053", "10.244.0.1 8080"),
+        flow("udp", 2002, "2001:db8::1 30053", "fd00:244::1 8080"),
+        flow("udp", 2003, "10.96.0.1 80", "10.244.0.1 8080"),
+    ]);
+    conntrack::delete(&conntrack::stale_flows(&dns(&[1, 2]), &dns(&[2]))).unwrap();
+    assert_eq!(flows(), kept.into());
 }

@@ -1,22 +1,28 @@
 //! Stale UDP flows: which connection-tracking entries lead to endpoints that no longer serve, and their deletion.
 //!
-//! - `flow`: which flows a change leaves stale; pure.
+//! - `flow`: which flows a change leaves stale; pure. Every backend that translates by connection tracking asks it.
+//! - `cleaner`: what is still to be done about them.
 //! - `netlink`: connection tracking over nfnetlink.
 //!
 //! Never a flush: other programs' flows, and other frontends', are not ours to cut.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tollgate_model::name::{IpFamily, Protocol};
+use tollgate_model::name::IpFamily;
 use tollgate_model::snapshot::Snapshot;
 
+use self::flow::Serving;
 use self::netlink::{Conntrack, Filtered};
 
+pub(crate) use self::cleaner::Cleaner;
+#[cfg(test)]
+pub(crate) use self::cleaner::Job;
 pub use self::flow::{StaleFlows, stale_flows};
 
+mod cleaner;
 mod flow;
 mod netlink;
 
@@ -78,27 +84,28 @@ pub fn delete(stale: &[StaleFlows]) -> Result<usize, Error> {
     Ok(deleted + delete_exactly(&mut conntrack, |dialled, to| exact.contains(&(dialled, to)), &families(&exact))?)
 }
 
-/// Deletes every UDP flow that dialled a frontend of the snapshot and leads elsewhere than to an endpoint that serves
-/// it: what a proxy that was killed has left undone. Returns how many.
+/// Deletes every UDP flow that dialled what the snapshot has (frontends and NodePorts) and leads elsewhere than to an
+/// endpoint that serves it: what a proxy that was killed has left undone, or a time without our rules. And of what the
+/// snapshot does not have, the flows in `gone`. Returns how many. Costs one list of the UDP flows of each family, and a
+/// look-up each.
 ///
 /// # Errors
 /// When the kernel can't be asked or refuses; some of the flows may be deleted then.
-pub fn reconcile(snapshot: &Snapshot) -> Result<usize, Error> {
-    let mut serving: BTreeMap<SocketAddr, BTreeSet<SocketAddr>> = BTreeMap::new();
-    for service_port in snapshot.service_ports.values().filter(|it| it.name.protocol == Protocol::Udp) {
-        for frontend in &service_port.frontends {
-            let address = SocketAddr::new(frontend.ip, frontend.port);
-            serving.insert(address, flow::serving(service_port, frontend.family()));
-        }
-    }
-    if serving.is_empty() {
+pub fn reconcile(snapshot: &Snapshot, gone: &[StaleFlows]) -> Result<usize, Error> {
+    let serving = Serving::new(snapshot);
+    let gone: HashSet<_> = gone.iter().flat_map(pairs).collect();
+    let is_gone_from = |family| gone.iter().any(|(dialled, _)| IpFamily::from(dialled.ip()) == family);
+    let families = IpFamily::ALL.into_iter().filter(|family| serving.has(*family) || is_gone_from(*family));
+    let families: BTreeSet<_> = families.collect();
+    if families.is_empty() {
         return Ok(0);
     }
     let mut conntrack = Conntrack::open().map_err(Error::Open)?;
-    let is_stale = |dialled, to| serving.get(&dialled).is_some_and(|serving| !serving.contains(&to));
-    let families =
-        IpFamily::ALL.into_iter().filter(|family| serving.keys().any(|it| IpFamily::from(it.ip()) == *family));
-    delete_exactly(&mut conntrack, is_stale, &families.collect())
+    let is_stale = |dialled, to| match serving.is_served(dialled, to) {
+        Some(is_served) => !is_served,
+        None => gone.contains(&(dialled, to)),
+    };
+    delete_exactly(&mut conntrack, is_stale, &families)
 }
 
 /// Whether the kernel did it.
@@ -137,8 +144,7 @@ fn delete_exactly(
 }
 
 fn pairs(stale: &StaleFlows) -> impl Iterator<Item = (SocketAddr, SocketAddr)> + '_ {
-    let dialled = SocketAddr::new(stale.frontend.ip, stale.frontend.port);
-    stale.to.iter().map(move |to| (dialled, *to))
+    stale.to.iter().map(|to| (stale.dialled, *to))
 }
 
 fn families(pairs: &BTreeSet<(SocketAddr, SocketAddr)>) -> BTreeSet<IpFamily> {

@@ -30,7 +30,7 @@ use self::plan::{Edit, Plan};
 use self::readback::Listed;
 use self::transaction::TableChanges;
 use super::{Backend, NodeConfig, Observed, Report, Scope, bridge};
-use crate::conntrack::{self, StaleFlows};
+use crate::conntrack;
 
 pub use self::kernel::Error as NftError;
 
@@ -64,8 +64,8 @@ pub struct Nftables {
     planned: Snapshot,
     /// Service ports of that which could not be realised, and why.
     refused: Refused,
-    /// What the last sync that succeeded left in the kernel.
-    synced: Option<Synced>,
+    /// What the last sync that succeeded left in the kernel: its snapshot but for what was refused.
+    synced: Option<Snapshot>,
     /// Whether the kernel holds what the plans say, as far as is known. If not, only a full sync will do.
     is_settled: bool,
     /// Whether it holds that and nothing else, as far as is known.
@@ -73,12 +73,6 @@ pub struct Nftables {
 }
 
 type Refused = BTreeMap<ServicePortName, String>;
-
-#[derive(Debug)]
-struct Synced {
-    snapshot: Snapshot,
-    refused: Refused,
-}
 
 /// Why the nftables backend could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -279,8 +273,9 @@ impl Nftables {
 
     /// After a commit: what is now in the kernel.
     fn settle(&mut self, desired: &Snapshot, changed: usize, repaired: Vec<String>) -> Report {
-        let stale = self.synced.as_ref().map(|synced| stale(synced, desired, &self.refused)).unwrap_or_default();
-        self.synced = Some(Synced { snapshot: desired.clone(), refused: self.refused.clone() });
+        let synced = desired.without(self.refused.keys());
+        let stale = self.synced.as_ref().map(|before| conntrack::stale_flows(before, &synced)).unwrap_or_default();
+        self.synced = Some(synced);
         self.is_settled = true;
         let refused = self.refused.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect();
         Report { changed, repaired, refused, stale }
@@ -333,19 +328,6 @@ impl Error {
     pub(crate) fn for_test() -> Self {
         Self::Nft(NftError::Missing)
     }
-}
-
-/// UDP flows that lead nowhere now that the kernel holds `desired` but for what was refused.
-fn stale(synced: &Synced, desired: &Snapshot, refused: &Refused) -> Vec<StaleFlows> {
-    let had = |name, it| Some(it).filter(|_| !synced.refused.contains_key(name));
-    let has = |name, it| Some(it).filter(|_| !refused.contains_key(name));
-    diff(&synced.snapshot.service_ports, &desired.service_ports)
-        .flat_map(|change| match change {
-            Change::Added(name, new) => conntrack::stale_flows(None, has(name, new)),
-            Change::Changed(name, old, new) => conntrack::stale_flows(had(name, old), has(name, new)),
-            Change::Removed(name, old) => conntrack::stale_flows(had(name, old), None),
-        })
-        .collect()
 }
 
 /// A set that is declared otherwise than it should be, as another version did it, is made anew: its elements go with

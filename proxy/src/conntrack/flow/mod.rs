@@ -1,65 +1,133 @@
 //! Which flows are stale. Pure.
+//!
+//! A flow is known by what its client dialled and by who answers. Both sides are judged by address, never by Service port:
+//! an address may pass from one Service port to another, and its endpoints with it (a port that is renamed), and then its
+//! flows go on.
+//!
+//! Only UDP: the peers of other protocols notice by themselves (TCP resends and gives up, SCTP has heartbeats), while a
+//! datagram's sender goes on in the old flow for as long as it sends. kube-proxy draws the line there as well.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use tollgate_model::diff::{Change, diff};
 use tollgate_model::endpoint::Endpoint;
-use tollgate_model::frontend::Frontend;
 use tollgate_model::name::{IpFamily, Protocol};
-use tollgate_model::snapshot::ServicePort;
+use tollgate_model::snapshot::{EndpointSets, ServicePort, Snapshot};
 
-/// The UDP flows of one frontend that must go.
+/// The UDP flows of one dialled address that must go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaleFlows {
-    /// The address that the client dialled.
-    pub frontend: Frontend,
-    /// Where those flows lead: an endpoint that no longer serves, or the frontend itself (flows that were never translated).
+    /// What the client dialled: a frontend, or a node address and NodePort.
+    pub dialled: SocketAddr,
+    /// Where those flows lead: endpoints that no longer serve it, or `dialled` itself (flows that were never translated).
     pub to: Vec<SocketAddr>,
 }
 
-/// The flows that lead nowhere once a Service port that was `applied` has become what is `wanted`; either may be
-/// nothing. Only UDP: the peers of other protocols notice by themselves, and a datagram's sender goes on in the old flow
-/// for as long as it sends.
+/// The flows that lead nowhere once the kernel holds `desired` in the place of what was `applied`. Both are what the kernel
+/// really holds: a Service port that the backend could not realise is in neither, see [`Snapshot::without`].
 ///
-/// Flows to endpoints that still serve are left alone, chosen or not, also while they terminate.
+/// Flows to endpoints that still serve are left alone, whoever of them is chosen for new ones: also while they terminate,
+/// and also on other nodes where a Local policy has come. The cost is that of what changed; where the node has gained or
+/// lost an address, that of the Service ports with a UDP NodePort.
 #[must_use]
-pub fn stale_flows(applied: Option<&ServicePort>, wanted: Option<&ServicePort>) -> Vec<StaleFlows> {
-    let is_udp = |it: &&ServicePort| it.name.protocol == Protocol::Udp;
-    let (applied, wanted) = (applied.filter(is_udp), wanted.filter(is_udp));
-    let frontends = |of: Option<&ServicePort>| -> BTreeSet<Frontend> {
-        of.into_iter().flat_map(|of| of.frontends.iter().copied()).collect()
+pub fn stale_flows(applied: &Snapshot, desired: &Snapshot) -> Vec<StaleFlows> {
+    let (mut before, mut after) = (Dialled::default(), Dialled::default());
+    for change in diff(&applied.service_ports, &desired.service_ports) {
+        let (old, new) = match change {
+            Change::Added(_, new) => (None, Some(new)),
+            Change::Changed(_, old, new) => (Some(old), Some(new)),
+            Change::Removed(_, old) => (Some(old), None),
+        };
+        before.extend(old, &applied.node_port_addresses);
+        after.extend(new, &desired.node_port_addresses);
+    }
+    if applied.node_port_addresses != desired.node_port_addresses {
+        let lost = applied.node_port_addresses.difference(&desired.node_port_addresses);
+        let gained = desired.node_port_addresses.difference(&applied.node_port_addresses);
+        before.extend_node_ports(applied.service_ports.values().map(Arc::as_ref), lost);
+        after.extend_node_ports(desired.service_ports.values().map(Arc::as_ref), gained);
+    }
+    let all: BTreeSet<SocketAddr> = before.0.keys().chain(after.0.keys()).copied().collect();
+    let stale = |dialled: SocketAddr| {
+        let to = destinations(dialled, before.0.get(&dialled).copied(), after.0.get(&dialled).copied());
+        StaleFlows { dialled, to }
     };
-    let (had, has) = (frontends(applied), frontends(wanted));
-    let stale = |frontend: &Frontend| {
-        let before = applied.filter(|_| had.contains(frontend));
-        let after = wanted.filter(|_| has.contains(frontend));
-        StaleFlows { frontend: *frontend, to: destinations(frontend, before, after) }
-    };
-    had.union(&has).map(stale).filter(|stale| !stale.to.is_empty()).collect()
+    all.into_iter().map(stale).filter(|stale| !stale.to.is_empty()).collect()
 }
 
-/// Where the stale flows of one frontend lead, given the Service port that had it and the one that has it.
-fn destinations(frontend: &Frontend, before: Option<&ServicePort>, after: Option<&ServicePort>) -> Vec<SocketAddr> {
-    let family = frontend.family();
-    let led_to = before.map(|before| reachable(before, family)).unwrap_or_default();
-    let serving = after.map(|after| serving(after, family)).unwrap_or_default();
-    let mut stale: Vec<_> = led_to.difference(&serving).copied().collect();
-    // Before the frontend was known, or had an endpoint, its datagrams may have gone out as they were.
-    if led_to.is_empty() && after.is_some() {
-        stale.push(SocketAddr::new(frontend.ip, frontend.port));
+/// Who serves each address that clients may dial by UDP: what tells a stale flow from another, at the cost of one look-up.
+#[derive(Debug, Default)]
+pub(super) struct Serving<'a>(Dialled<'a>);
+
+impl<'a> Serving<'a> {
+    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+        let mut dialled = Dialled::default();
+        for service_port in snapshot.service_ports.values() {
+            dialled.extend(Some(service_port), &snapshot.node_port_addresses);
+        }
+        Self(dialled)
     }
-    stale
+
+    /// Whether an endpoint that serves what was dialled is at `to`; `None` where nobody serves what was dialled.
+    pub(super) fn is_served(&self, dialled: SocketAddr, to: SocketAddr) -> Option<bool> {
+        Some(serves(self.0.0.get(&dialled)?, to))
+    }
+
+    /// Whether there is anything to dial in the family.
+    pub(super) fn has(&self, family: IpFamily) -> bool {
+        self.0.0.keys().any(|dialled| IpFamily::from(dialled.ip()) == family)
+    }
+}
+
+/// What clients may dial by UDP, and who answers for it.
+#[derive(Debug, Default)]
+struct Dialled<'a>(HashMap<SocketAddr, &'a EndpointSets>);
+
+impl<'a> Dialled<'a> {
+    fn extend(&mut self, service_port: Option<&'a ServicePort>, node_addresses: &BTreeSet<IpAddr>) {
+        let Some(service_port) = service_port.filter(|it| it.name.protocol == Protocol::Udp) else { return };
+        self.extend_node_ports([service_port], node_addresses.iter());
+        for frontend in &service_port.frontends {
+            let dialled = SocketAddr::new(frontend.ip, frontend.port);
+            self.0.insert(dialled, service_port.endpoints(frontend.family()));
+        }
+    }
+
+    /// An external IP that is an address of this node comes before a NodePort, as backends have it.
+    fn extend_node_ports<'b>(
+        &mut self,
+        service_ports: impl IntoIterator<Item = &'a ServicePort>,
+        addresses: impl Iterator<Item = &'b IpAddr> + Clone,
+    ) {
+        for service_port in service_ports.into_iter().filter(|it| it.name.protocol == Protocol::Udp) {
+            let Some(node_port) = service_port.node_port else { continue };
+            for ip in addresses.clone() {
+                let sets = service_port.endpoints((*ip).into());
+                self.0.entry(SocketAddr::new(*ip, node_port)).or_insert(sets);
+            }
+        }
+    }
+}
+
+/// Where the stale flows of one dialled address lead, given who answered for it and who does now.
+fn destinations(dialled: SocketAddr, before: Option<&EndpointSets>, after: Option<&EndpointSets>) -> Vec<SocketAddr> {
+    let led_to = before.map(reachable).unwrap_or_default();
+    let is_served = |to: SocketAddr| after.is_some_and(|after| serves(after, to));
+    // Before the address was known, or had an endpoint, its datagrams may have gone out as they were.
+    let untranslated = (led_to.is_empty() && after.is_some()).then_some(dialled);
+    led_to.into_iter().chain(untranslated).filter(|to| !is_served(*to)).collect()
 }
 
 /// Every endpoint that flows may have been led to.
-fn reachable(service_port: &ServicePort, family: IpFamily) -> BTreeSet<SocketAddr> {
-    let sets = service_port.endpoints(family);
+fn reachable(sets: &EndpointSets) -> BTreeSet<SocketAddr> {
     [&sets.cluster, &sets.local, &sets.serving].into_iter().flat_map(|set| set.iter()).map(address).collect()
 }
 
-/// The endpoints whose flows are left alone.
-pub(super) fn serving(service_port: &ServicePort, family: IpFamily) -> BTreeSet<SocketAddr> {
-    service_port.endpoints(family).serving.iter().map(address).collect()
+/// Whether flows to this endpoint are left alone. The list is ordered.
+fn serves(sets: &EndpointSets, to: SocketAddr) -> bool {
+    sets.serving.binary_search_by(|endpoint| (endpoint.ip, endpoint.port).cmp(&(to.ip(), to.port()))).is_ok()
 }
 
 fn address(endpoint: &Endpoint) -> SocketAddr {
@@ -67,98 +135,4 @@ fn address(endpoint: &Endpoint) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tollgate_model::frontend::FrontendOrigin;
-    use tollgate_model::name::{NamespacedName, ServicePortName};
-    use tollgate_model::service::{SessionAffinity, TrafficPolicy};
-    use tollgate_model::snapshot::{EndpointSets, SourceRanges};
-
-    use super::*;
-
-    fn endpoints(hosts: &[u8]) -> Arc<[Endpoint]> {
-        hosts.iter().map(|host| Endpoint { ip: [10, 0, 0, *host].into(), port: 53, is_local: false }).collect()
-    }
-
-    /// A Service port with these ClusterIPs, whose connections go to `cluster`, and where `serving` still serve.
-    fn dns(vips: &[u8], cluster: &[u8], serving: &[u8]) -> ServicePort {
-        let protocol = Protocol::Udp;
-        let frontend = |host: &u8| Frontend {
-            ip: [10, 96, 0, *host].into(),
-            port: 53,
-            protocol,
-            origin: FrontendOrigin::ClusterIp,
-        };
-        ServicePort {
-            name: ServicePortName { service: NamespacedName::new("test", "dns"), port: "".into(), protocol },
-            frontends: vips.iter().map(frontend).collect(),
-            node_port: None,
-            v4: EndpointSets { cluster: endpoints(cluster), serving: endpoints(serving), ..EndpointSets::default() },
-            v6: EndpointSets::default(),
-            internal_traffic_policy: TrafficPolicy::Cluster,
-            external_traffic_policy: TrafficPolicy::Cluster,
-            session_affinity: SessionAffinity::None,
-            source_ranges: SourceRanges::default(),
-            health_check_node_port: None,
-        }
-    }
-
-    fn found(applied: Option<&ServicePort>, wanted: Option<&ServicePort>) -> Vec<String> {
-        let stale = stale_flows(applied, wanted);
-        stale.iter().flat_map(|it| it.to.iter().map(|to| format!("{} to {}", it.frontend.ip, to.ip()))).collect()
-    }
-
-    #[test]
-    fn udp_no_stale_flow() {
-        let cases = [
-            ("nothing changes", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1, 2], &[1, 2])), vec![]),
-            ("one comes", Some(dns(&[1], &[1], &[1])), Some(dns(&[1], &[1, 2], &[1, 2])), vec![]),
-            ("one goes", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.0.0.2"]),
-            ("one terminates and serves", Some(dns(&[1], &[1, 2], &[1, 2])), Some(dns(&[1], &[1], &[1, 2])), vec![]),
-            (
-                "it stops serving",
-                Some(dns(&[1], &[1], &[1, 2])),
-                Some(dns(&[1], &[1], &[1])),
-                vec!["10.96.0.1 to 10.0.0.2"],
-            ),
-            (
-                "one is not chosen any more and serves",
-                Some(dns(&[1], &[1, 2], &[1, 2])),
-                Some(dns(&[1], &[2], &[1, 2])),
-                vec![],
-            ),
-            ("the last goes", Some(dns(&[1], &[1], &[1])), Some(dns(&[1], &[], &[])), vec!["10.96.0.1 to 10.0.0.1"]),
-            ("the first comes", Some(dns(&[1], &[], &[])), Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.96.0.1"]),
-            ("the Service is new", None, Some(dns(&[1], &[1], &[1])), vec!["10.96.0.1 to 10.96.0.1"]),
-            (
-                "the Service goes",
-                Some(dns(&[1], &[1], &[1, 2])),
-                None,
-                vec!["10.96.0.1 to 10.0.0.1", "10.96.0.1 to 10.0.0.2"],
-            ),
-            (
-                "a frontend comes",
-                Some(dns(&[1], &[1], &[1])),
-                Some(dns(&[1, 2], &[1], &[1])),
-                vec!["10.96.0.2 to 10.96.0.2"],
-            ),
-            (
-                "a frontend goes",
-                Some(dns(&[1, 2], &[1], &[1])),
-                Some(dns(&[1], &[1], &[1])),
-                vec!["10.96.0.2 to 10.0.0.1"],
-            ),
-        ];
-        for (name, applied, wanted, expected) in cases {
-            assert_eq!(found(applied.as_ref(), wanted.as_ref()), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn flows_of_tcp_are_left_alone() {
-        let mut web = dns(&[1], &[1], &[1]);
-        web.name.protocol = Protocol::Tcp;
-        assert_eq!(found(Some(&web), None), Vec::<String>::new());
-    }
-}
+mod tests;
