@@ -31,6 +31,12 @@ impl Pool {
         Pool { first, last, dynamic, cursor, holders: OrdMap::new() }
     }
 
+    /// The first number that is handed out unasked.
+    #[cfg(test)]
+    pub(crate) fn first_dynamic(&self) -> u128 {
+        self.dynamic
+    }
+
     /// Whether the range has this number.
     pub(crate) fn contains(&self, number: u128) -> bool {
         (self.first..=self.last).contains(&number)
@@ -83,6 +89,14 @@ impl fmt::Display for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.first, self.last)
     }
+}
+
+/// How many numbers at the start of a range of `size` Kubernetes leaves to those who ask for a certain one: one in
+/// `share`, at least 16 and at most `most`; none of a range that is no larger than that least (KEP-3070 for ClusterIPs,
+/// KEP-3668 for node ports).
+pub(crate) fn static_part(size: u128, share: u128, most: u128) -> u128 {
+    const LEAST: u128 = 16;
+    if size <= LEAST { 0 } else { (size / share).clamp(LEAST, most) }
 }
 
 #[cfg(test)]

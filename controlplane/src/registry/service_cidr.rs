@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::pool::Pool;
+use super::pool::{Pool, static_part};
 
 /// One range of IPv4 or IPv6 addresses, or one of each. The first is the family that a Service gets unless it asks for
 /// another.
@@ -66,8 +66,11 @@ impl ServiceCidrs {
 
     /// A pool of a family's addresses.
     pub(crate) fn pool(&self, family: IpFamily, seed: u128) -> Option<Pool> {
-        let (first, last) = usable(self.net(family)?)?;
-        Some(Pool::new(first, last, reserved(last - first), seed))
+        let net = self.net(family)?;
+        let (first, last) = usable(net)?;
+        // The whole range counts, with the addresses that are not handed out.
+        let size = 1_u128.checked_shl((net.max_prefix_len() - net.prefix_len()).into()).unwrap_or(u128::MAX);
+        Some(Pool::new(first, last, static_part(size, 16, 256), seed))
     }
 
     fn nets(&self) -> impl Iterator<Item = IpNet> {
@@ -175,11 +178,6 @@ fn usable(net: IpNet) -> Option<(u128, u128)> {
     (first <= last).then_some((first, last))
 }
 
-/// How many addresses at the start of a range Kubernetes leaves to those who ask for a certain one (KEP-3070).
-fn reserved(size: u128) -> u128 {
-    if size < 16 { 0 } else { (size / 16).clamp(16, 256) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -215,5 +213,25 @@ mod tests {
         assert!(!pool.contains(number_of("fd00::".parse().unwrap())));
         assert!(pool.contains(number_of("fd00::3".parse().unwrap())));
         assert!(!pool.contains(number_of("fd00::4".parse().unwrap())));
+    }
+
+    #[test]
+    fn the_first_part_of_a_range_is_left_to_those_who_ask() {
+        // The sizes and bands that KEP-3070 gives as examples, and the smallest ranges.
+        for (cidr, first_dynamic) in [
+            ("10.0.0.0/28", "10.0.0.1"),
+            ("10.0.0.0/27", "10.0.0.17"),
+            ("10.0.0.0/24", "10.0.0.17"),
+            ("10.0.0.0/20", "10.0.1.1"),
+            ("10.0.0.0/16", "10.0.1.1"),
+            ("fd00::/112", "fd00::101"),
+            ("fd00::/64", "fd00::101"),
+            ("::/0", "::101"),
+        ] {
+            let cidrs: ServiceCidrs = cidr.parse().unwrap();
+            let family = cidrs.families().next().unwrap();
+            let pool = cidrs.pool(family, 0).unwrap();
+            assert_eq!(family.address(pool.first_dynamic()), first_dynamic.parse().ok(), "{cidr}");
+        }
     }
 }

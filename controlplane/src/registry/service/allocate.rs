@@ -15,7 +15,7 @@ use super::service_type_of;
 use crate::registry::Error;
 use crate::registry::invalid::Findings;
 use crate::registry::manifest::{children, typed};
-use crate::registry::pool::Pool;
+use crate::registry::pool::{Pool, static_part};
 use crate::registry::service_cidr::{IpFamily, ServiceCidrs, number_of};
 
 /// Everything that Services hold exclusively. Cloning costs nothing.
@@ -48,7 +48,7 @@ impl Allocations {
         Allocations {
             v4: cidrs.pool(IpFamily::V4, seed()),
             v6: cidrs.pool(IpFamily::V6, seed()),
-            node_ports: Pool::new((*node_ports.start()).into(), (*node_ports.end()).into(), 0, seed()),
+            node_ports: node_port_pool(node_ports, seed()),
             cidrs,
         }
     }
@@ -265,6 +265,12 @@ impl Allocations {
     }
 }
 
+fn node_port_pool(range: RangeInclusive<u16>, seed: u128) -> Pool {
+    let (first, last) = (u128::from(*range.start()), u128::from(*range.end()));
+    let size = (last + 1).saturating_sub(first);
+    Pool::new(first, last, static_part(size, 32, 128), seed)
+}
+
 fn held_addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
     addresses_of(spec).iter().filter_map(|address| address.parse().ok()).collect()
 }
@@ -276,4 +282,24 @@ fn held_node_ports(spec: &ServiceSpec) -> Vec<u128> {
         .filter_map(|port| u128::try_from(port).ok())
         .filter(|port| *port != 0)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_node_ports_are_left_to_those_who_ask() {
+        for (range, first_dynamic) in [
+            (30_000..=30_015, 30_000),
+            (30_000..=30_016, 30_016),
+            (30_000..=30_127, 30_016),
+            // The example of KEP-3668.
+            (30_000..=32_767, 30_086),
+            (1..=65_535, 129),
+            (7..=7, 7),
+        ] {
+            assert_eq!(node_port_pool(range.clone(), 0).first_dynamic(), first_dynamic, "{range:?}");
+        }
+    }
 }
