@@ -25,7 +25,7 @@ pub struct Finding {
 }
 
 /// Collects findings about one object.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Findings(Vec<Finding>);
 
 /// Longer values are cut in messages.
@@ -54,6 +54,30 @@ impl Findings {
         if let Err(reason) = result {
             self.wrong(field, value, reason);
         }
+    }
+
+    /// The field holds none of the words that are known there.
+    pub(crate) fn one_of(&mut self, field: impl Into<String>, value: Option<&str>, known: &[&str]) {
+        if let Some(value) = value.filter(|value| !known.contains(value)) {
+            self.wrong(field, value, format!("must be one of {}", known.join(", ")));
+        }
+    }
+
+    /// The field holds no port.
+    pub(crate) fn port(&mut self, field: impl Into<String>, number: i32) {
+        if !(1..=65535).contains(&number) {
+            self.wrong(field, number, "must be between 1 and 65535");
+        }
+    }
+
+    /// Takes up what was found elsewhere about the same object.
+    pub(crate) fn extend(&mut self, other: Findings) {
+        self.0.extend(other.0);
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether nothing was found.

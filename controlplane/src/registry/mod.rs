@@ -10,8 +10,11 @@ mod endpoint_slice;
 mod feed;
 mod invalid;
 mod manifest;
+mod metadata;
 pub(crate) mod name;
+mod namespace;
 mod node;
+mod pod;
 mod pool;
 mod service;
 mod service_cidr;
@@ -217,3 +220,6 @@ fn current_text(current: &Option<u64>) -> String {
         None => "it does not exist".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,20 +8,12 @@ const PORT_NAME_LENGTH: usize = 15;
 
 type Check = Result<(), &'static str>;
 
-/// Lower-case letters, digits and '-' inside: names of Namespaces and ports.
+/// Lower-case letters, digits and '-' inside: names of Namespaces, Services and ports. Service names may begin with a
+/// digit since Kubernetes 1.36 (KEP-5311).
 pub(crate) fn check_dns_1123_label(name: &str) -> Check {
     let is_valid = name.len() <= LABEL_LENGTH && is_label(name);
     is_valid.then_some(()).ok_or(
         "must be at most 63 lower-case letters, digits or '-', and start and end with a letter or digit (DNS-1123 label)",
-    )
-}
-
-/// A label that starts with a letter: names of Services.
-pub(crate) fn check_dns_1035_label(name: &str) -> Check {
-    let is_valid = name.len() <= LABEL_LENGTH && is_label(name) && name.starts_with(|c: char| c.is_ascii_lowercase());
-    is_valid.then_some(()).ok_or(
-        "must be at most 63 lower-case letters, digits or '-', start with a letter and end with a letter or digit \
-         (DNS-1035 label)",
     )
 }
 
@@ -32,6 +24,14 @@ pub(crate) fn check_dns_1123_subdomain(name: &str) -> Check {
         "must be at most 253 lower-case letters, digits, '-' or '.', and start and end with a letter or digit \
          (DNS-1123 subdomain)",
     )
+}
+
+/// Two labels or more joined by dots, with or without one at the end: the name of a host, from the root on.
+pub(crate) fn check_fqdn(name: &str) -> Check {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    check_dns_1123_subdomain(name)?;
+    let is_valid = name.contains('.') && name.split('.').all(|label| label.len() <= LABEL_LENGTH);
+    is_valid.then_some(()).ok_or("must be a full domain name: at least two labels of at most 63 characters each")
 }
 
 /// The name of a container's port, as a Service's targetPort gives it.
@@ -61,6 +61,18 @@ pub(crate) fn check_label_value(value: &str) -> Check {
     is_valid
         .then_some(())
         .ok_or("must be at most 63 letters, digits, '-', '_' or '.', and start and end with a letter or digit")
+}
+
+/// An IP address. IPv4 in the clothes of IPv6 (`::ffff:10.0.0.1`) is none: it is of one family here and of the other
+/// on the wire.
+pub(crate) fn parse_ip(text: &str) -> Result<IpAddr, &'static str> {
+    match text.parse() {
+        Ok(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_some() => {
+            Err("must not be an IPv4 address written as IPv6; write it as IPv4")
+        }
+        Ok(address) => Ok(address),
+        Err(_) => Err("must be an IP address"),
+    }
 }
 
 /// An address that traffic can be sent to from another machine. Kubernetes refuses the others as endpoints, because
@@ -102,7 +114,12 @@ mod tests {
         let long = "a".repeat(64);
         let rows: [Row<'_>; 6] = [
             ("label", check_dns_1123_label, &["a", "0a", "a-b", "1"], &["", "A", "-a", "a-", "a.b", "a_b", &long]),
-            ("1035", check_dns_1035_label, &["a", "a-b", "a0"], &["", "0a", "a.b", "-a"]),
+            (
+                "fqdn",
+                check_fqdn,
+                &["a.b", "a.b.", "0.example.org"],
+                &["", ".", "a", "a.", "a.b..", "A.b", &format!("{long}.b")],
+            ),
             ("subdomain", check_dns_1123_subdomain, &["a", "a.b", "0.1", &long], &["", ".", "a..b", "a.", "A.b"]),
             (
                 "port",
@@ -120,6 +137,17 @@ mod tests {
             for bad in bad {
                 assert!(check(bad).is_err(), "{name} {bad:?}");
             }
+        }
+    }
+
+    #[test]
+    fn addresses_are_of_the_family_that_they_show() {
+        for good in ["10.0.0.1", "::1", "fd00::1", "64:ff9b::10.0.0.1"] {
+            assert_eq!(parse_ip(good), Ok(good.parse().unwrap()), "{good}");
+        }
+        for bad in ["", "10.0.0", "010.0.0.1", "10.0.0.1/32", "::ffff:10.0.0.1", "::ffff:a00:1", "fe80::1%eth0", " ::1"]
+        {
+            assert!(parse_ip(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! From bytes to an object that is right in itself: read, defaulted, checked. What depends on other objects, such as a
-//! free ClusterIP, is settled later by the writer.
+//! From bytes to an object: read, defaulted, checked in itself. What depends on other objects, such as the one that it
+//! replaces or a free ClusterIP, is settled later by the writer.
 
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
@@ -9,14 +9,12 @@ use serde_json::{Map, Value, json};
 use tollgate_api::v1::{Key, Kind};
 
 use super::invalid::{Findings, Invalid};
-use super::{endpoint_slice, name, node, service};
+use super::{endpoint_slice, metadata, namespace, node, pod, service};
 
 /// The namespace of manifests that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
-/// Kubernetes puts each Namespace's name into this label of it, for selectors.
-const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
-/// An object as a client gave it, with defaults, valid in itself.
+/// An object as a client gave it, with defaults.
 #[derive(Clone, Debug)]
 pub(crate) struct Manifest {
     /// Which object.
@@ -27,12 +25,16 @@ pub(crate) struct Manifest {
     pub(crate) resource_version: Option<String>,
     /// Not `None`: the write is meant for the object with this uid only.
     pub(crate) uid: Option<String>,
+    /// What is wrong with it in itself. It is told together with what is wrong in the light of the object that it
+    /// replaces, so that several mistakes are told at once.
+    pub(crate) findings: Findings,
 }
 
 // === impl Manifest ===
 
 impl Manifest {
-    /// Reads a manifest in JSON.
+    /// Reads a manifest in JSON. Fails where it can't be told what it is, or a field holds another type of value; all
+    /// else that is wrong is among the findings.
     pub(crate) fn parse(json: &[u8]) -> Result<Self, Invalid> {
         let unnamed = "the manifest";
         let value = serde_json::from_slice(json)
@@ -45,10 +47,9 @@ impl Manifest {
         let key = key_of(kind, &mut object)?;
         let metadata: ObjectMeta = check_types(&key, &object)?;
         let mut findings = Findings::default();
-        check_metadata(&key, &metadata, &mut findings);
+        metadata::validate(&key, &metadata, &mut findings);
         apply_rules(&key, &mut object, &mut findings)?;
-        findings.into_result(&key)?;
-        Ok(Manifest { key, object, resource_version: metadata.resource_version, uid: metadata.uid })
+        Ok(Manifest { key, object, resource_version: metadata.resource_version, uid: metadata.uid, findings })
     }
 }
 
@@ -180,46 +181,28 @@ fn check_types(key: &Key, object: &Map<String, Value>) -> Result<ObjectMeta, Inv
     }
 }
 
-fn check_metadata(key: &Key, metadata: &ObjectMeta, findings: &mut Findings) {
-    let check_name = match key.kind() {
-        Kind::Service => name::check_dns_1035_label,
-        Kind::Namespace => name::check_dns_1123_label,
-        _ => name::check_dns_1123_subdomain,
-    };
-    findings.check("metadata.name", &key.name, check_name(&key.name));
-    if key.kind().is_namespaced() {
-        findings.check("metadata.namespace", &key.namespace, name::check_dns_1123_label(&key.namespace));
-    }
-    for (label, value) in metadata.labels.iter().flatten() {
-        findings.check("metadata.labels", label, name::check_qualified_name(label));
-        findings.check(format!("metadata.labels[{label}]"), value, name::check_label_value(value));
-    }
-    for annotation in metadata.annotations.iter().flatten().map(|(annotation, _)| annotation) {
-        findings.check("metadata.annotations", annotation, name::check_qualified_name(&annotation.to_lowercase()));
-    }
-}
-
-/// Defaults, then checks, of each kind.
+/// Defaults, then checks, of each kind. Services are checked when they are written: what is right depends on the one
+/// that is replaced.
 fn apply_rules(key: &Key, object: &mut Map<String, Value>, findings: &mut Findings) -> Result<(), Invalid> {
     match key.kind() {
-        Kind::Service => {
-            service::set_defaults(object);
-            service::validate(&typed(key, object)?, findings);
-        }
+        Kind::Service => service::set_defaults(object),
         Kind::EndpointSlice => {
             endpoint_slice::set_defaults(object);
             endpoint_slice::validate(&typed(key, object)?, findings);
         }
-        Kind::Node => node::validate(&typed(key, object)?, findings),
-        Kind::Namespace => {
-            if let Some(labels) = child(object, "metadata").and_then(|metadata| child(metadata, "labels")) {
-                labels.insert(NAMESPACE_NAME_LABEL.to_owned(), key.name.clone().into());
-            }
-            if let Some(status) = child(object, "status") {
-                set_default(status, "phase", "Active");
-            }
+        Kind::Node => {
+            node::set_defaults(object);
+            node::validate(&typed(key, object)?, findings);
         }
-        Kind::Pod | Kind::Unspecified => {}
+        Kind::Namespace => {
+            namespace::set_defaults(key, object);
+            namespace::validate(&typed(key, object)?, findings);
+        }
+        Kind::Pod => {
+            pod::set_defaults(object);
+            pod::validate(&typed(key, object)?, findings);
+        }
+        Kind::Unspecified => {}
     }
     Ok(())
 }

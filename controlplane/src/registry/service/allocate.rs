@@ -1,11 +1,11 @@
 //! ClusterIPs and node ports: who has which, and what a Service gets when it is written.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use serde_json::{Map, Value, json};
 use tollgate_api::v1::Key;
 
@@ -14,7 +14,7 @@ use super::service_type::{EXTERNAL_NAME, LOAD_BALANCER, NODE_PORT};
 use super::service_type_of;
 use crate::registry::Error;
 use crate::registry::invalid::Findings;
-use crate::registry::manifest::{children, typed};
+use crate::registry::manifest::children;
 use crate::registry::pool::{Pool, static_part};
 use crate::registry::service_cidr::{IpFamily, ServiceCidrs, number_of};
 
@@ -25,6 +25,20 @@ pub(crate) struct Allocations {
     v4: Option<Pool>,
     v6: Option<Pool>,
     node_ports: Pool,
+}
+
+/// The node ports of a Service: those that it asks for or keeps, and whether it gets the others.
+struct NodePorts<'a> {
+    ports: &'a [ServicePort],
+    /// For each port; `None`: any free one, or none.
+    wanted: Vec<Option<i32>>,
+    /// `spec.healthCheckNodePort`.
+    health_check: Option<i32>,
+    has_health_check: bool,
+    /// All that it had, to whatever end.
+    had: BTreeSet<i32>,
+    /// Ports without a number get one.
+    is_automatic: bool,
 }
 
 /// Nothing is left of what a Service needs.
@@ -86,60 +100,65 @@ impl Allocations {
         }
     }
 
+    /// Which families and addresses a Service is to have; `None` where it has none, or findings.
+    pub(super) fn resolve(
+        &self,
+        spec: &ServiceSpec,
+        old: Option<&ServiceSpec>,
+        findings: &mut Findings,
+    ) -> Option<Resolved> {
+        if service_type_of(spec) == EXTERNAL_NAME {
+            return None;
+        }
+        let old = old.filter(|old| service_type_of(old) != EXTERNAL_NAME);
+        families::resolve(spec, old, &self.cidrs).map_err(|found| findings.extend(found)).ok()
+    }
+
     /// Gives a Service that is about to be written what it needs, and writes it into the object; takes back what the
-    /// Service held before and no longer has. After an error the allocations are to be thrown away.
-    pub(crate) fn settle(
+    /// Service held before and no longer has. `resolved` are its families. After an error the allocations are to be
+    /// thrown away.
+    pub(super) fn settle(
         &mut self,
         key: &Arc<Key>,
         object: &mut Map<String, Value>,
-        old: Option<&Map<String, Value>>,
+        spec: &ServiceSpec,
+        old: Option<&Service>,
+        resolved: Option<Resolved>,
     ) -> Result<(), Error> {
-        let service: Service = typed(key, object)?;
-        let old: Option<Service> = old.map(|old| typed(key, old)).transpose()?;
-        if let Some(old) = &old {
+        if let Some(old) = old {
             self.release(key, old);
         }
-        let old = old.as_ref().and_then(|old| old.spec.as_ref());
-        let (Some(spec), Some(json)) = (&service.spec, object.get_mut("spec").and_then(Value::as_object_mut)) else {
-            return Ok(());
-        };
+        let old = old.and_then(|old| old.spec.as_ref());
+        let Some(json) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
         let mut findings = Findings::default();
-        self.settle_addresses(key, spec, old, json, &mut findings)?;
-        self.settle_node_ports(key, spec, old, json, &mut findings)?;
-        self.settle_health_check(key, spec, old, json, &mut findings)?;
-        Ok(findings.into_result(key)?)
+        if let Some(resolved) = resolved {
+            self.settle_addresses(key, &resolved, old, json, &mut findings)?;
+        }
+        let ports = NodePorts::new(spec, old);
+        self.claim_node_ports(key, &ports, &mut findings);
+        findings.into_result(key)?;
+        self.settle_node_ports(key, &ports, json)
     }
 
     fn settle_addresses(
         &mut self,
         key: &Arc<Key>,
-        spec: &ServiceSpec,
+        resolved: &Resolved,
         old: Option<&ServiceSpec>,
         json: &mut Map<String, Value>,
         findings: &mut Findings,
     ) -> Result<(), Error> {
-        if service_type_of(spec) == EXTERNAL_NAME {
-            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                json.shift_remove(field);
-            }
-            return Ok(());
-        }
-        let old = old.filter(|old| service_type_of(old) != EXTERNAL_NAME);
-        let resolved = match families::resolve(spec, old, &self.cidrs) {
-            Ok(resolved) => resolved,
-            Err(found) => return Ok(found.into_result(key)?),
-        };
         let addresses: Vec<String> = if resolved.is_headless {
             vec!["None".to_owned()]
         } else {
-            self.claim_addresses(key, &resolved, old, findings)?.iter().map(ToString::to_string).collect()
+            self.claim_addresses(key, resolved, old, findings)?.iter().map(ToString::to_string).collect()
         };
         if let Some(first) = addresses.first() {
             json.insert("clusterIP".to_owned(), first.clone().into());
         }
         json.insert("clusterIPs".to_owned(), addresses.into());
         json.insert("ipFamilies".to_owned(), resolved.families_json());
-        json.insert("ipFamilyPolicy".to_owned(), resolved.policy.into());
+        json.insert("ipFamilyPolicy".to_owned(), resolved.policy.clone().into());
         Ok(())
     }
 
@@ -162,7 +181,7 @@ impl Allocations {
                 addresses.push(taken.ok_or_else(|| Exhausted { key: (**key).clone(), what: what(), range: net })?);
                 continue;
             };
-            let field = if index == 0 { "spec.clusterIP".to_owned() } else { format!("spec.clusterIPs[{index}]") };
+            let field = format!("spec.clusterIPs[{index}]");
             // An address that the Service has already stays, also when the CIDR has changed since.
             if !had.contains(&address) && !pool.contains(number_of(address)) {
                 findings.wrong(field, address.to_string(), format!("must be an address for Services in {net}"));
@@ -174,80 +193,59 @@ impl Allocations {
         Ok(addresses)
     }
 
+    /// Claims the numbers that are asked for or were there before. It comes before any other is handed out, or that
+    /// one could be the very number that is asked for next.
+    fn claim_node_ports(&mut self, key: &Arc<Key>, ports: &NodePorts<'_>, findings: &mut Findings) {
+        let numbers = ports.wanted.iter().enumerate();
+        let numbers = numbers.filter_map(|(index, number)| Some((format!("spec.ports[{index}].nodePort"), (*number)?)));
+        let health = ports.health_check.map(|number| ("spec.healthCheckNodePort".to_owned(), number));
+        for (field, number) in numbers.chain(health) {
+            let port = u128::try_from(number).unwrap_or(0);
+            // What the Service has already stays, also when the range has changed since.
+            if !ports.had.contains(&number) && !self.node_ports.contains(port) {
+                findings.wrong(field, number, format!("must be in the node port range {}", self.node_ports));
+            } else if let Err(holder) = self.node_ports.claim(port, key) {
+                findings.wrong(field, number, format!("is held by {holder}"));
+            }
+        }
+        if let Some(number) = ports.health_check
+            && let Some(index) = ports.wanted.iter().position(|wanted| *wanted == Some(number))
+        {
+            let reason = format!("must be another number than spec.ports[{index}].nodePort");
+            findings.wrong("spec.healthCheckNodePort", number, reason);
+        }
+    }
+
+    /// Hands out the numbers that are missing, and writes all into the object.
     fn settle_node_ports(
         &mut self,
         key: &Arc<Key>,
-        spec: &ServiceSpec,
-        old: Option<&ServiceSpec>,
+        ports: &NodePorts<'_>,
         json: &mut Map<String, Value>,
-        findings: &mut Findings,
     ) -> Result<(), Error> {
-        let service_type = service_type_of(spec);
-        if ![NODE_PORT, LOAD_BALANCER].contains(&service_type) {
-            children(json, "ports").for_each(|port| drop(port.shift_remove("nodePort")));
-            return Ok(());
-        }
-        let is_automatic = service_type == NODE_PORT || spec.allocate_load_balancer_node_ports != Some(false);
-        let had: BTreeMap<(Option<&str>, i32), i32> = old
-            .into_iter()
-            .flat_map(|old| old.ports.iter().flatten())
-            .filter_map(|port| Some(((port.protocol.as_deref(), port.port), port.node_port?)))
-            .collect();
-        // One number serves the same port of several protocols (DNS over TCP and UDP), as in Kubernetes.
-        let mut by_port: BTreeMap<i32, i32> = BTreeMap::new();
-        let ports = spec.ports.as_deref().unwrap_or_default();
-        for (index, (port, json)) in ports.iter().zip(children(json, "ports")).enumerate() {
-            let given = port.node_port.filter(|number| *number != 0);
-            let kept = || had.get(&(port.protocol.as_deref(), port.port)).copied();
-            let wanted = given.or_else(kept).or_else(|| by_port.get(&port.port).copied());
-            let number = match wanted {
-                Some(number) => {
-                    let is_kept = kept() == Some(number);
-                    self.claim_node_port(key, &format!("spec.ports[{index}].nodePort"), number, is_kept, findings);
-                    number
-                }
-                None if is_automatic => self.take_node_port(key)?,
-                None => continue,
-            };
-            by_port.insert(port.port, number);
-            json.insert("nodePort".to_owned(), json!(number));
-        }
-        Ok(())
-    }
-
-    fn settle_health_check(
-        &mut self,
-        key: &Arc<Key>,
-        spec: &ServiceSpec,
-        old: Option<&ServiceSpec>,
-        json: &mut Map<String, Value>,
-        findings: &mut Findings,
-    ) -> Result<(), Error> {
-        let field = "healthCheckNodePort";
-        if service_type_of(spec) != LOAD_BALANCER || spec.external_traffic_policy.as_deref() != Some("Local") {
-            json.shift_remove(field);
-            return Ok(());
-        }
-        let kept = old.and_then(|old| old.health_check_node_port).filter(|number| *number != 0);
-        let given = spec.health_check_node_port.filter(|number| *number != 0);
-        let number = match given.or(kept) {
-            Some(number) => {
-                self.claim_node_port(key, &format!("spec.{field}"), number, kept == Some(number), findings);
-                number
+        let mut numbers = ports.wanted.clone();
+        for index in 0..numbers.len() {
+            if numbers[index].is_none() && ports.is_automatic {
+                numbers[index] = Some(match ports.shared(index, &numbers) {
+                    Some(number) => number,
+                    None => self.take_node_port(key)?,
+                });
             }
-            None => self.take_node_port(key)?,
-        };
-        json.insert(field.to_owned(), json!(number));
-        Ok(())
-    }
-
-    fn claim_node_port(&mut self, key: &Arc<Key>, field: &str, number: i32, is_kept: bool, findings: &mut Findings) {
-        let port = u128::try_from(number).unwrap_or(0);
-        if !is_kept && !self.node_ports.contains(port) {
-            findings.wrong(field, number, format!("must be in the node port range {}", self.node_ports));
-        } else if let Err(holder) = self.node_ports.claim(port, key) {
-            findings.wrong(field, number, format!("is held by {holder}"));
         }
+        for (number, port) in numbers.into_iter().zip(children(json, "ports")) {
+            match number {
+                Some(number) => drop(port.insert("nodePort".to_owned(), json!(number))),
+                None => drop(port.shift_remove("nodePort")),
+            }
+        }
+        let field = "healthCheckNodePort".to_owned();
+        if !ports.has_health_check {
+            json.shift_remove(&field);
+        } else {
+            let number = ports.health_check.map_or_else(|| self.take_node_port(key), Ok)?;
+            json.insert(field, json!(number));
+        }
+        Ok(())
     }
 
     fn take_node_port(&mut self, key: &Arc<Key>) -> Result<i32, Error> {
@@ -262,6 +260,63 @@ impl Allocations {
             IpFamily::V4 => self.v4.as_mut(),
             IpFamily::V6 => self.v6.as_mut(),
         }
+    }
+}
+
+// === impl NodePorts ===
+
+impl<'a> NodePorts<'a> {
+    fn new(spec: &'a ServiceSpec, old: Option<&ServiceSpec>) -> Self {
+        let service_type = service_type_of(spec);
+        let has_any = [NODE_PORT, LOAD_BALANCER].contains(&service_type);
+        let has_health_check =
+            service_type == LOAD_BALANCER && spec.external_traffic_policy.as_deref() == Some("Local");
+        let given = |number: Option<i32>| number.filter(|number| *number != 0);
+        let old_health = old.and_then(|old| given(old.health_check_node_port)).filter(|_| has_health_check);
+        let old_ports = old.and_then(|old| old.ports.as_deref()).unwrap_or_default();
+        let mut ports = NodePorts {
+            ports: spec.ports.as_deref().unwrap_or_default(),
+            wanted: Vec::new(),
+            health_check: given(spec.health_check_node_port).or(old_health).filter(|_| has_health_check),
+            has_health_check,
+            had: old_ports.iter().filter_map(|port| given(port.node_port)).chain(old_health).collect(),
+            is_automatic: service_type == NODE_PORT
+                || (service_type == LOAD_BALANCER && spec.allocate_load_balancer_node_ports != Some(false)),
+        };
+        ports.wanted = ports.ports.iter().map(|port| given(port.node_port).filter(|_| has_any)).collect();
+        if ports.is_automatic {
+            ports.keep(old_ports);
+        }
+        ports
+    }
+
+    /// Ports without a number keep the one that they had: known by name, as in Kubernetes, or else by protocol and
+    /// port.
+    fn keep(&mut self, old: &[ServicePort]) {
+        for index in 0..self.ports.len() {
+            if self.wanted[index].is_some() {
+                continue;
+            }
+            let port = &self.ports[index];
+            let name = |port: &ServicePort| port.name.clone().unwrap_or_default();
+            let by_name = old.iter().filter(|old| name(old) == name(port));
+            let by_port = old.iter().filter(|old| old.protocol == port.protocol && old.port == port.port);
+            let kept = by_name.chain(by_port).filter_map(|old| old.node_port.filter(|number| *number != 0));
+            self.wanted[index] = kept.into_iter().find(|number| self.is_free(index, *number, &self.wanted));
+        }
+    }
+
+    /// The number of another protocol on the same port, as Kubernetes does it for DNS over TCP and UDP.
+    fn shared(&self, index: usize, numbers: &[Option<i32>]) -> Option<i32> {
+        let same_port = self.ports.iter().zip(numbers).filter(|(port, _)| port.port == self.ports[index].port);
+        same_port.filter_map(|(_, number)| *number).find(|number| self.is_free(index, *number, numbers))
+    }
+
+    /// Whether no other port of this protocol has the number.
+    fn is_free(&self, index: usize, number: i32, numbers: &[Option<i32>]) -> bool {
+        let same_protocol =
+            self.ports.iter().zip(numbers).filter(|(port, _)| port.protocol == self.ports[index].protocol);
+        !same_protocol.map(|(_, taken)| *taken).any(|taken| taken == Some(number)) && self.health_check != Some(number)
     }
 }
 

@@ -7,13 +7,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
-use serde_json::{Map, Value};
-use tollgate_api::v1::Key;
+use k8s_openapi::api::core::v1::ServiceSpec;
 
-use crate::registry::Error;
 use crate::registry::invalid::Findings;
-use crate::registry::manifest::typed;
 use crate::registry::service_cidr::{InvalidCidrs, parse_cidr};
 
 /// The ranges that Services may take external IPs from; by default none.
@@ -25,24 +21,15 @@ pub struct ExternalIpCidrs(Arc<[IpNet]>);
 impl ExternalIpCidrs {
     /// Refuses external IPs outside the ranges that the stored Service does not have already: what was accepted under
     /// other flags goes on working, and its Service can still be changed.
-    pub(crate) fn check(
-        &self,
-        key: &Key,
-        object: &Map<String, Value>,
-        old: Option<&Map<String, Value>>,
-    ) -> Result<(), Error> {
-        let service: Service = typed(key, object)?;
-        let old: Option<Service> = old.map(|old| typed(key, old)).transpose()?;
-        let had: Vec<IpAddr> = external_ips(&old.unwrap_or_default()).filter_map(|ip| ip.parse().ok()).collect();
-        let mut findings = Findings::default();
-        for (index, ip) in external_ips(&service).enumerate() {
-            // What is no address has been refused with the object's other mistakes.
+    pub(super) fn check(&self, spec: &ServiceSpec, old: Option<&ServiceSpec>, findings: &mut Findings) {
+        let had: Vec<IpAddr> = old.into_iter().flat_map(external_ips).filter_map(|ip| ip.parse().ok()).collect();
+        for (index, ip) in external_ips(spec).enumerate() {
+            // What is no address is found with the object's other mistakes.
             let Ok(address) = ip.parse::<IpAddr>() else { continue };
             if !self.contains(address) && !had.contains(&address) {
                 findings.wrong(format!("spec.externalIPs[{index}]"), ip, self.reason());
             }
         }
-        Ok(findings.into_result(key)?)
     }
 
     fn contains(&self, address: IpAddr) -> bool {
@@ -77,9 +64,8 @@ impl fmt::Display for ExternalIpCidrs {
     }
 }
 
-fn external_ips(service: &Service) -> impl Iterator<Item = &str> {
-    let spec: Option<&ServiceSpec> = service.spec.as_ref();
-    spec.and_then(|spec| spec.external_ips.as_deref()).unwrap_or_default().iter().map(String::as_str)
+fn external_ips(spec: &ServiceSpec) -> impl Iterator<Item = &str> {
+    spec.external_ips.iter().flatten().map(String::as_str)
 }
 
 #[cfg(test)]

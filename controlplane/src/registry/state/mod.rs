@@ -7,13 +7,16 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use tollgate_api::v1::{Key, Kind, apply_response::Outcome};
 
+use super::invalid::Findings;
 use super::manifest::{DEFAULT_NAMESPACE, Manifest, child, set_default, typed};
 use super::service::{Allocations, ExternalIpCidrs};
-use super::{Error, endpoint_slice};
+use super::{Error, endpoint_slice, node, pod, service};
 use crate::store::{Change, Record};
 
 /// Objects by kind, namespace and name. Cloning one costs nothing.
 pub type Objects = OrdMap<Arc<Key>, Arc<Record>>;
+
+type Object = Map<String, Value>;
 
 /// Every object and every allocation. The writer alone changes it, on a clone that it keeps or drops.
 #[derive(Clone, Debug)]
@@ -66,21 +69,14 @@ impl State {
         now: Timestamp,
         changes: &mut Vec<Change>,
     ) -> Result<Applied, Error> {
-        let Manifest { key, mut object, resource_version, uid } = manifest;
+        let Manifest { key, mut object, resource_version, uid, findings } = manifest;
         let key = Arc::new(key);
         self.check_namespace(&key)?;
         let old = self.objects.get(&key).cloned();
         check_resource_version(&key, resource_version.as_deref(), old.as_deref())?;
         let old_object = old.as_deref().map(object_of).transpose()?;
         inherit(&key, &mut object, old_object.as_ref(), uid.as_deref(), now)?;
-        match (key.kind(), &old_object) {
-            (Kind::Service, old_object) => {
-                self.external_ips.check(&key, &object, old_object.as_ref())?;
-                self.allocations.settle(&key, &mut object, old_object.as_ref())?;
-            }
-            (Kind::EndpointSlice, Some(old_object)) => endpoint_slice::validate_update(&key, old_object, &object)?,
-            _ => {}
-        }
+        self.admit(&key, &mut object, old_object.as_ref(), findings)?;
         if let (Some(old), Some(old_object)) = (&old, &old_object) {
             set_resource_version(&mut object, old.revision);
             if object == *old_object {
@@ -95,6 +91,35 @@ impl State {
         let record = Arc::new(record);
         self.objects.insert(key, record.clone());
         Ok(Applied { record, outcome: if old.is_some() { Outcome::Configured } else { Outcome::Created } })
+    }
+
+    /// Checks an object that is right or wrong in itself also against the one that it replaces, and gives it what it
+    /// needs.
+    fn admit(
+        &mut self,
+        key: &Arc<Key>,
+        object: &mut Object,
+        old: Option<&Object>,
+        found: Findings,
+    ) -> Result<(), Error> {
+        let mut findings = found;
+        match key.kind() {
+            Kind::Service => {
+                return service::admit(key, object, old, &self.external_ips, &mut self.allocations, findings);
+            }
+            Kind::Node => node::inherit(object, old),
+            Kind::Pod => pod::inherit(object, old),
+            Kind::EndpointSlice | Kind::Namespace | Kind::Unspecified => {}
+        }
+        if let Some(old) = old {
+            match key.kind() {
+                Kind::EndpointSlice => endpoint_slice::validate_update(old, object, &mut findings),
+                Kind::Node => node::validate_update(old, object, &mut findings),
+                Kind::Pod => pod::validate_update(old, object, &mut findings),
+                Kind::Service | Kind::Namespace | Kind::Unspecified => {}
+            }
+        }
+        Ok(findings.into_result(key)?)
     }
 
     /// Removes an object; with a Namespace also what is in it. Returns the revision of the object's own removal. After

@@ -94,12 +94,13 @@ fn a_write_meant_for_another_object_is_refused() {
 #[test]
 fn status_stays_unless_it_is_given() {
     let mut fixture = Fixture::new();
-    let mut manifest = service("web", json!({}));
-    let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    let balancer = || service("web", json!({"type": "LoadBalancer"}));
+    let mut manifest = balancer();
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}});
     manifest["status"] = status.clone();
     assert_eq!(fixture.apply(manifest).unwrap().1["status"], status);
-    assert_eq!(fixture.apply(service("web", json!({}))).unwrap().0, Outcome::Unchanged);
-    let mut manifest = service("web", json!({}));
+    assert_eq!(fixture.apply(balancer()).unwrap().0, Outcome::Unchanged);
+    let mut manifest = balancer();
     manifest["status"] = json!({});
     assert_eq!(fixture.apply(manifest).unwrap().1["status"], json!({}));
 }
@@ -130,11 +131,11 @@ fn cluster_ips_are_given_once_kept_and_released() {
     assert_eq!(spec["clusterIPs"], json!(["10.96.0.9"]));
     assert_eq!(
         fixture.service("other", json!({"clusterIP": "10.96.0.9"})).unwrap_err(),
-        "service default/other is invalid: spec.clusterIP: \"10.96.0.9\": is held by service default/web"
+        "service default/other is invalid: spec.clusterIPs[0]: \"10.96.0.9\": is held by service default/web"
     );
     assert_eq!(
         fixture.service("other", json!({"clusterIP": "10.97.0.9"})).unwrap_err(),
-        "service default/other is invalid: spec.clusterIP: \"10.97.0.9\": must be an address for Services in 10.96.0.0/24"
+        "service default/other is invalid: spec.clusterIPs[0]: \"10.97.0.9\": must be an address for Services in 10.96.0.0/24"
     );
     let (_, spec) = fixture.service("web", json!({"ipFamilyPolicy": "PreferDualStack"})).unwrap();
     assert_eq!(spec["ipFamilies"], json!(["IPv4", "IPv6"]));

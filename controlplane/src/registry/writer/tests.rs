@@ -97,7 +97,7 @@ async fn a_write_that_reached_the_disk_all_the_same_is_shown_like_any_other() {
     let error = registry.apply(&service("b")).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "service default/b is invalid: spec.clusterIP: \"10.96.0.1\": is held by service default/a"
+        "service default/b is invalid: spec.clusterIPs[0]: \"10.96.0.1\": is held by service default/a"
     );
     registry.delete(Key::service("default", "a"), 0).await.unwrap();
     assert_eq!(shown(&registry), ["2 service default/a", "3 service default/a"]);

@@ -1,9 +1,16 @@
 use serde_json::json;
 
 use super::*;
+use crate::registry::service::update;
 
-fn spec(value: Value) -> ServiceSpec {
-    serde_json::from_value(value).unwrap()
+/// What becomes of a spec that replaces another, or none.
+fn resolved(new: Value, old: Option<&Value>, cidrs: &str) -> String {
+    let object = |spec: &Value| json!({"spec": spec}).as_object().unwrap().clone();
+    let mut new = object(&new);
+    update::carry_over(&mut new, old.map(object).as_ref());
+    let new: ServiceSpec = serde_json::from_value(new.remove("spec").unwrap()).unwrap();
+    let old: Option<ServiceSpec> = old.map(|old| serde_json::from_value(old.clone()).unwrap());
+    shown(resolve(&new, old.as_ref(), &cidrs.parse().unwrap()))
 }
 
 fn shown(resolved: Result<Resolved, Findings>) -> String {
@@ -41,12 +48,23 @@ fn new_services_get_the_families_they_ask_for() {
             json!({"ipFamilyPolicy": "RequireDualStack"}),
             "spec.ipFamilyPolicy: \"RequireDualStack\": must be SingleStack or PreferDualStack: the service CIDR 10.96.0.0/16 has one family",
         ),
-        ("two families", DUAL, json!({"ipFamilies": ["IPv6", "IPv4"]}), "RequireDualStack: IPv6 any, IPv4 any"),
+        (
+            "two families",
+            DUAL,
+            json!({"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "PreferDualStack"}),
+            "PreferDualStack: IPv6 any, IPv4 any",
+        ),
         (
             "two addresses",
             DUAL,
-            json!({"clusterIPs": ["10.96.0.9", "fd00:96::9"]}),
+            json!({"clusterIPs": ["10.96.0.9", "fd00:96::9"], "ipFamilyPolicy": "RequireDualStack"}),
             "RequireDualStack: IPv4 10.96.0.9, IPv6 fd00:96::9",
+        ),
+        (
+            "two families without a policy",
+            DUAL,
+            json!({"ipFamilies": ["IPv6", "IPv4"]}),
+            "spec.ipFamilyPolicy: \"SingleStack\": must be PreferDualStack or RequireDualStack where spec.ipFamilies has two entries",
         ),
         (
             "one address of two",
@@ -64,11 +82,17 @@ fn new_services_get_the_families_they_ask_for() {
         (
             "headless by hand may have a family without a CIDR",
             V4,
-            json!({"clusterIP": "None", "ipFamilies": ["IPv6"]}),
+            json!({"clusterIP": "None", "ipFamilies": ["IPv6"], "ipFamilyPolicy": "SingleStack"}),
             "SingleStack headless: IPv6 any",
         ),
+        (
+            "headless by hand has both",
+            V4,
+            json!({"clusterIP": "None"}),
+            "RequireDualStack headless: IPv4 any, IPv6 any",
+        ),
     ] {
-        assert_eq!(shown(resolve(&spec(spec_json), None, &cidrs.parse().unwrap())), expected, "{name}");
+        assert_eq!(resolved(spec_json, None, cidrs), expected, "{name}");
     }
 }
 
@@ -89,22 +113,30 @@ fn what_an_update_does_not_mention_stays() {
             "another address",
             &single,
             json!({"clusterIP": "10.96.0.10"}),
-            "spec.clusterIP: \"10.96.0.10\": must stay 10.96.0.9: it can't be changed, delete the Service first",
+            "spec.clusterIPs[0]: \"10.96.0.10\": must stay 10.96.0.9: it can't be changed, delete the Service first",
         ),
         (
             "to headless",
             &single,
             json!({"clusterIP": "None"}),
-            "spec.clusterIP: \"None\": must stay 10.96.0.9: it can't be changed, delete the Service first",
-        ),
-        (
-            "another first family",
-            &single,
-            json!({"ipFamilies": ["IPv6"]}),
-            "spec.ipFamilies[0]: \"IPv6\": must be IPv4, the family of the ClusterIP 10.96.0.9",
+            "spec.clusterIPs[0]: \"None\": must stay 10.96.0.9: it can't be changed, delete the Service first",
         ),
     ] {
-        let old = spec(old.clone());
-        assert_eq!(shown(resolve(&spec(new), Some(&old), &DUAL.parse().unwrap())), expected, "{name}");
+        assert_eq!(resolved(new, Some(old), DUAL), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_second_range_that_comes_later_changes_only_who_is_touched() {
+    let preferring = json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "PreferDualStack"});
+    let both = json!({"clusterIPs": ["10.96.0.9", "fd00:96::9"], "ipFamilyPolicy": "PreferDualStack"});
+    for (name, new, expected) in [
+        ("untouched", json!({"ipFamilyPolicy": "PreferDualStack"}), "PreferDualStack: IPv4 10.96.0.9"),
+        ("unmentioned", json!({}), "PreferDualStack: IPv4 10.96.0.9"),
+        ("required", json!({"ipFamilyPolicy": "RequireDualStack"}), "RequireDualStack: IPv4 10.96.0.9, IPv6 any"),
+        ("a family more", json!({"ipFamilies": ["IPv4", "IPv6"]}), "PreferDualStack: IPv4 10.96.0.9, IPv6 any"),
+        ("an address more", both, "PreferDualStack: IPv4 10.96.0.9, IPv6 fd00:96::9"),
+    ] {
+        assert_eq!(resolved(new, Some(&preferring), DUAL), expected, "{name}");
     }
 }
