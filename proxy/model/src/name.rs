@@ -81,6 +81,16 @@ impl Protocol {
             Self::Sctp => "sctp",
         }
     }
+
+    /// The number in IP headers.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
 }
 
 impl fmt::Display for Protocol {
