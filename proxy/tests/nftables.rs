@@ -2,17 +2,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use libtest_mimic::{Arguments, Trial};
+use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::{IpFamily, Protocol};
 use tollgate_model::service::{SessionAffinity, TrafficPolicy};
-use tollgate_model::snapshot::{ServicePort, Snapshot};
+use tollgate_model::snapshot::{ServicePort, Snapshot, SourceRanges};
 use tollgate_proxy::backend::nftables::Nftables;
-use tollgate_proxy::backend::{Backend, DetectLocal, NodeConfig, Report, Scope};
+use tollgate_proxy::backend::{
+    Backend, DetectLocal, NodeConfig, ObservedFrontend, ObservedOrigin, ObservedPool, Report, Scope,
+};
 
 use crate::netns::isolated;
 use crate::sample::{service, snapshot};
@@ -21,7 +26,7 @@ mod netns;
 mod sample;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 16] = [
+    let tests: [(&str, fn()); 19] = [
         ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
         ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
         ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
@@ -35,6 +40,9 @@ fn main() -> ExitCode {
         ("a_set_declared_otherwise_is_made_anew_in_place", a_set_declared_otherwise_is_made_anew_in_place),
         ("a_change_that_meets_drift_becomes_a_full_sync", a_change_that_meets_drift_becomes_a_full_sync),
         ("what_is_refused_holds_up_nobody", what_is_refused_holds_up_nobody),
+        ("a_node_s_addresses_and_pod_ranges_are_followed", a_node_s_addresses_and_pod_ranges_are_followed),
+        ("what_local_pods_are_told_by_is_changed_by_a_restart", what_local_pods_are_told_by_is_changed_by_a_restart),
+        ("what_is_observed_is_what_was_synced", what_is_observed_is_what_was_synced),
         ("foreign_tables_are_untouched", foreign_tables_are_untouched),
         ("cleanup_is_complete_and_idempotent", cleanup_is_complete_and_idempotent),
         ("a_family_that_the_node_lacks_has_no_table", a_family_that_the_node_lacks_has_no_table),
@@ -71,7 +79,38 @@ fn services() -> Vec<ServicePort> {
         ServicePort { session_affinity: affinity, ..service("sticky", Protocol::Tcp, 3, &[6, 7, 8]) },
         ServicePort { internal_traffic_policy: TrafficPolicy::Local, ..service("local", Protocol::Tcp, 4, &[1, 9]) },
         service("empty", Protocol::Tcp, 5, &[]),
+        service("signals", Protocol::Sctp, 6, &[1, 2]),
+        // Their frontends outside the cluster alone: the ClusterIP is another's.
+        external(service("shop", Protocol::Tcp, 0, &[1, 2]), 30_007, TrafficPolicy::Cluster),
+        ServicePort {
+            session_affinity: affinity,
+            source_ranges: ranges(),
+            ..external(service("edge", Protocol::Udp, 0, &[3, 4, 5]), 30_008, TrafficPolicy::Local)
+        },
     ]
+}
+
+/// A Service port with a NodePort, an external IP and a load-balancer IP in each family, and no ClusterIP.
+fn external(mut service: ServicePort, node_port: u16, policy: TrafficPolicy) -> ServicePort {
+    let protocol = service.name.protocol;
+    let ips = [("203.0.113", "."), ("2001:db8:", ":")].into_iter().flat_map(|(net, dot)| {
+        let ip = move |host| format!("{net}{dot}{host}").parse::<IpAddr>().unwrap();
+        [(ip(node_port - 30_000), FrontendOrigin::ExternalIp), (ip(node_port - 29_900), FrontendOrigin::LoadBalancerIp)]
+    });
+    service.frontends = ips.map(|(ip, origin)| Frontend { ip, port: 80, protocol, origin }).collect();
+    ServicePort { node_port: Some(node_port), external_traffic_policy: policy, ..service }
+}
+
+fn ranges() -> SourceRanges {
+    let some = |texts| Some(cidrs(texts).into());
+    SourceRanges { v4: some(&["192.0.2.0/24", "198.51.100.7/32"]), v6: some(&["2001:db8:1::/48"]) }
+}
+
+/// Of a node with these addresses for NodePorts and these pod ranges.
+fn on_node(mut snapshot: Snapshot, addresses: &[&str], pod_cidrs: &[&str]) -> Snapshot {
+    snapshot.node_port_addresses = Arc::new(addresses.iter().map(|ip| ip.parse().unwrap()).collect());
+    snapshot.pod_cidrs = cidrs(pod_cidrs).into();
+    snapshot
 }
 
 // === what is asked ===
@@ -122,7 +161,9 @@ fn a_sync_makes_what_a_full_sync_finds_right() {
     let (mut backend, wanted) = (open(), snapshot(services()));
     assert!(sync(&mut backend, &wanted, Scope::Full).changed > 0);
     assert_right(&mut backend, &wanted);
-    assert_eq!(elements(&backend, "frontends").len(), 10);
+    assert_eq!(elements(&backend, "frontends").len(), 20);
+    assert_eq!(elements(&backend, "nodeports").len(), 4);
+    assert_eq!(elements(&backend, "lb_ranges").len(), 3);
     // By changes, from nothing and back to nothing, it comes to the same.
     for wanted in [snapshot([]), wanted, snapshot([])] {
         sync(&mut backend, &wanted, Scope::Changes);
@@ -198,7 +239,8 @@ fn an_altered_element_is_repaired() {
             "delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }",
             "add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:11 }",
         ],
-        &["ip tollgate: frontends { 10.96.0.1 . tcp . 80 } was 0:11"],
+        // It lacks the Service's name as well.
+        &["ip tollgate: frontends { 10.96.0.1 . tcp . 80 } was 0:11 for "],
     );
 }
 
@@ -208,12 +250,14 @@ fn a_foreign_element_is_swept() {
             "add element ip tollgate frontends { 192.0.2.1 . tcp . 80 : 0:11 }",
             "add element ip tollgate frontends { 192.0.2.1 . 253 . 80 : none }",
             "add element ip tollgate picks { 0:99 : accept }",
+            "add element ip tollgate lb_ranges { 2:6 . 192.0.2.3-192.0.2.9 }",
             "add element ip tollgate hairpin { 192.0.2.1 . 192.0.2.2 }",
             "add element ip tollgate service_cidrs { 10.1.0.3-10.1.0.9 }",
         ],
         &[
             "ip tollgate: service_cidrs { 10.1.0.3-10.1.0.9 } was not ours",
             "ip tollgate: hairpin { 192.0.2.1 . 192.0.2.2 } was not ours",
+            "ip tollgate: lb_ranges { 2:6 . 192.0.2.3-192.0.2.9 } was not ours",
             "ip tollgate: frontends { 192.0.2.1 . tcp . 80 } was not ours",
             "ip tollgate: frontends { 192.0.2.1 . 253 . 80 } was not ours",
             "ip tollgate: picks { 0:99 } was not ours",
@@ -285,23 +329,102 @@ fn a_change_that_meets_drift_becomes_a_full_sync() {
 
 fn what_is_refused_holds_up_nobody() {
     let mut all = services();
-    all.push(service("sctp", Protocol::Sctp, 7, &[1]));
     all.push(service("zz-claims-what-web-has", Protocol::Tcp, 1, &[1]));
     let wanted = snapshot(all);
     let mut backend = open();
     for scope in [Scope::Full, Scope::Changes, Scope::Full] {
         let report = sync(&mut backend, &wanted, scope);
         let refused: Vec<_> = report.refused.iter().map(|(name, _)| &*name.service.name).collect();
-        assert_eq!(refused, ["sctp", "zz-claims-what-web-has"]);
-        assert_eq!(elements(&backend, "frontends").len(), 10);
+        assert_eq!(refused, ["zz-claims-what-web-has"]);
+        assert_eq!(elements(&backend, "frontends").len(), 20);
     }
     // It gets the frontend once the other lets go.
     let mut rest = wanted.clone();
     rest.service_ports.remove(&service("web", Protocol::Tcp, 1, &[]).name);
     sync(&mut backend, &rest, Scope::Changes);
     let report = sync(&mut backend, &rest, Scope::Full);
-    assert_eq!(report.refused.len(), 1);
-    assert_eq!(elements(&backend, "frontends").len(), 10);
+    assert_eq!(report.refused, vec![]);
+    assert_eq!(elements(&backend, "frontends").len(), 20);
+}
+
+fn a_node_s_addresses_and_pod_ranges_are_followed() {
+    let node = NodeConfig { detect_local: DetectLocal::NodeCidr, ..config() };
+    let mut backend = Nftables::open(&node).unwrap();
+    let bare = snapshot(services());
+    sync(&mut backend, &bare, Scope::Full);
+    for (addresses, pod_cidrs) in [
+        (&["192.0.2.1", "2001:db8::1"][..], &["10.244.1.0/24"][..]),
+        (&["192.0.2.1", "192.0.2.2"], &["10.244.0.0/16", "fd00:244:1::/64"]),
+        (&["192.0.2.2"], &["10.244.2.0/23"]),
+        (&[], &[]),
+    ] {
+        let wanted = on_node(bare.clone(), addresses, pod_cidrs);
+        sync(&mut backend, &wanted, Scope::Changes);
+        assert_eq!(elements(&backend, "nodeport_ips").len(), addresses.len());
+        assert_eq!(elements(&backend, "local_pods").len(), pod_cidrs.len());
+        assert_right(&mut backend, &wanted);
+        let mut restarted = Nftables::open(&node).unwrap();
+        assert_eq!(sync(&mut restarted, &wanted, Scope::Full).changed, 0);
+    }
+}
+
+fn what_local_pods_are_told_by_is_changed_by_a_restart() {
+    let wanted = snapshot(services());
+    for detect_local in [
+        DetectLocal::Nothing,
+        DetectLocal::ClusterCidr(cidrs(&["10.244.0.0/16"])),
+        DetectLocal::BridgeInterface("cbr0".to_owned()),
+        DetectLocal::InterfaceNamePrefix("veth".to_owned()),
+    ] {
+        let mut backend = Nftables::open(&NodeConfig { detect_local, ..config() }).unwrap();
+        let changed = sync(&mut backend, &wanted, Scope::Full).changed;
+        assert!(changed > 0);
+        assert_right(&mut backend, &wanted);
+    }
+    assert!(nft("list chain ip6 tollgate off-cluster").contains("iifname \"veth*\" return"));
+}
+
+fn what_is_observed_is_what_was_synced() {
+    let mut backend = open();
+    let wanted = on_node(snapshot(services()), &["192.0.2.1", "2001:db8::1"], &[]);
+    sync(&mut backend, &wanted, Scope::Full);
+    nft("add element ip tollgate picks { 0:99 : accept }");
+    let observed = Nftables::open_for_cleanup().unwrap().observe().unwrap();
+    assert_eq!(
+        observed.node_port_addresses.iter().collect::<BTreeSet<_>>(),
+        wanted.node_port_addresses.iter().collect()
+    );
+    assert_eq!(observed.foreign, ["ip tollgate: picks { 0:99 } ?"]);
+    let names: Vec<_> = observed.service_ports.iter().map(|it| (it.name.as_str(), it.family)).collect();
+    let expected: Vec<_> =
+        wanted.service_ports.keys().flat_map(|name| IpFamily::ALL.map(|family| (name.to_string(), family))).collect();
+    assert!(names.into_iter().eq(expected.iter().map(|(name, family)| (name.as_str(), *family))));
+    let found = |name: &str| observed.service_ports.iter().find(|it| it.name == name).unwrap();
+    let at = |hosts: &[u8]| hosts.iter().map(|host| ([10, 244, 0, *host], 8080).into()).collect();
+    let edge = found("test/edge");
+    assert_eq!(edge.cluster, Some(ObservedPool::Endpoints(at(&[3, 4, 5]))));
+    assert_eq!(edge.local, Some(ObservedPool::Endpoints(at(&[5]))));
+    assert_eq!(edge.affinity_timeout, Some(Duration::from_secs(10_800)));
+    let frontend = |origin, ip: Option<&str>, port| ObservedFrontend {
+        origin,
+        ip: ip.map(|ip| ip.parse().unwrap()),
+        port,
+        traffic_policy: TrafficPolicy::Local,
+        source_ranges: None,
+        connections: Some(0),
+    };
+    let mut guarded = frontend(ObservedOrigin::External, Some("203.0.113.108"), 80);
+    guarded.source_ranges = Some(cidrs(&["192.0.2.0/24", "198.51.100.7/32"]));
+    let expected = [
+        frontend(ObservedOrigin::External, Some("203.0.113.8"), 80),
+        guarded,
+        frontend(ObservedOrigin::NodePort, None, 30_008),
+    ];
+    assert_eq!(edge.frontends, expected);
+    let local = found("test/local");
+    assert_eq!((&local.cluster, &local.local), (&None, &Some(ObservedPool::Endpoints(at(&[9])))));
+    assert_eq!(local.frontends, [frontend(ObservedOrigin::ClusterIp, Some("10.96.0.4"), 80)]);
+    assert_eq!(found("test/empty").cluster, Some(ObservedPool::Reject));
 }
 
 fn foreign_tables_are_untouched() {

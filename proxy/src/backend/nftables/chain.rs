@@ -8,31 +8,32 @@ use std::fmt::Write as _;
 use tollgate_model::name::IpFamily;
 
 use super::object::{Chain, ChainName, FixedChain, SetName};
-use super::word::{Balance, PoolKind};
+use super::word::{Balance, Kind, PoolKind};
 
-/// The mark that asks `postrouting` to masquerade, as kube-proxy's.
-const MASQUERADE_MARK: u32 = 0x4000;
-
-/// What the rules of one family's table depend on, besides the snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What the rules of one family's table depend on, besides the elements of its sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Style {
     /// The family.
     pub(crate) family: IpFamily,
-    /// Which traffic to ClusterIPs is masqueraded.
-    pub(crate) masquerade: Masquerade,
+    /// What tells that a packet is from a local pod.
+    pub(crate) detect: Detect,
+    /// Whether everything is masqueraded that goes through a Service.
+    pub(crate) masquerade_all: bool,
+    /// The bit of a packet's mark that asks `postrouting` to masquerade it.
+    pub(crate) mark: u32,
     /// Whether packets that connection tracking calls INVALID are dropped.
     pub(crate) drops_invalid: bool,
 }
 
-/// Which traffic to ClusterIPs is masqueraded, besides hairpins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Masquerade {
-    /// None.
+/// What tells that a packet is from a local pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detect {
+    /// Nothing does.
     Nothing,
-    /// What is not from a local pod.
-    OffCluster,
-    /// All of it.
-    Everything,
+    /// Its source is in `local_pods`.
+    Source,
+    /// The interface that it comes in through, with a `*` at its end where that is only how the name begins.
+    Interface(String),
 }
 
 /// One rule.
@@ -60,11 +61,11 @@ struct Words {
 
 impl Style {
     /// The family's table, as nft names it.
-    pub(crate) fn table(self) -> &'static str {
+    pub(crate) fn table(&self) -> &'static str {
         table(self.family)
     }
 
-    fn words(self) -> Words {
+    fn words(&self) -> Words {
         match self.family {
             IpFamily::V4 => Words { ip: "ip", address: "ipv4_addr", client: "ip saddr", client_type: "ip saddr" },
             IpFamily::V6 => Words {
@@ -81,20 +82,29 @@ impl Style {
     ///
     /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: a map whose
     /// data is `ip daddr . th dport` is taken, but not a later rule `tcp dnat ... map` over it ("conflicting protocols").
-    pub(crate) fn set(self, set: &SetName) -> (String, String) {
+    pub(crate) fn set(&self, set: &SetName) -> (String, String) {
         let Words { ip, address, client_type, .. } = self.words();
         let (purpose, text) = match set {
             SetName::LocalPods => ("addresses of local pods", format!("type {address}; flags interval;")),
             SetName::ServiceCidrs => ("ranges of ClusterIPs", format!("type {address}; flags interval;")),
             SetName::ClusterIps => ("ClusterIPs that a Service holds", format!("type {address};")),
             SetName::Hairpin => ("endpoints of this node", format!("type {address} . {address};")),
+            SetName::NodeportIps => ("addresses that answer NodePorts", format!("type {address};")),
+            SetName::LbRanges => (
+                "word of a frontend and who may dial it",
+                format!("typeof meta priority . {ip} saddr; flags interval;"),
+            ),
             SetName::Frontends => {
                 ("frontend to word", format!("typeof {ip} daddr . meta l4proto . th dport : meta priority; counter;"))
+            }
+            SetName::Nodeports => {
+                ("NodePort to word", "typeof meta l4proto . th dport : meta priority; counter;".to_owned())
             }
             SetName::Pools => ("pool to class", "typeof meta priority : meta priority;".to_owned()),
             SetName::Picks => ("class to chain", "typeof meta priority : verdict;".to_owned()),
             SetName::SlotsTcp => ("slot to endpoint", slots(&format!("{ip} daddr . tcp dport"))),
             SetName::SlotsUdp => ("slot to endpoint", slots(&format!("{ip} daddr . udp dport"))),
+            SetName::SlotsSctp => ("slot to endpoint", slots(&format!("{ip} daddr . sctp dport"))),
             SetName::StickySlots => ("slot to ref", slots("meta priority")),
             // Not `typeof`: one map for all protocols.
             SetName::Refs => ("ref to Cluster endpoint", format!("type classid : {address} . inet_service;")),
@@ -110,7 +120,7 @@ impl Style {
     }
 
     /// The chain as it should be listed.
-    pub(crate) fn chain(self, chain: &ChainName) -> Chain {
+    pub(crate) fn chain(&self, chain: &ChainName) -> Chain {
         let hook = match hook(chain) {
             Some((kind, hook, priority)) => format!("{kind} {hook} {priority} accept"),
             None => String::new(),
@@ -119,13 +129,13 @@ impl Style {
     }
 
     /// The rules of a chain, in order.
-    pub(crate) fn rules(self, chain: &ChainName) -> Vec<Rule> {
+    pub(crate) fn rules(&self, chain: &ChainName) -> Vec<Rule> {
         let mut rules = Rules { words: self.words(), rules: Vec::new() };
         match chain {
             ChainName::Fixed(chain) => self.fixed(*chain, &mut rules),
-            ChainName::Balance(balance @ Balance { timeout: None, .. }) => self.balance(*balance, &mut rules),
+            ChainName::Balance(balance @ Balance { timeout: None, .. }) => Self::balance(*balance, &mut rules),
             ChainName::Balance(balance @ Balance { timeout: Some(timeout), .. }) => {
-                self.sticky_balance(*balance, *timeout, &mut rules);
+                Self::sticky_balance(*balance, *timeout, &mut rules);
             }
             ChainName::Again { protocol, is_sticky: false, .. } => {
                 rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), 1)));
@@ -142,24 +152,48 @@ impl Style {
         rules.rules
     }
 
-    fn fixed(self, chain: FixedChain, rules: &mut Rules) {
+    fn fixed(&self, chain: FixedChain, rules: &mut Rules) {
         match chain {
             FixedChain::Refuse => {
                 rules.add("no-endpoints-reject", "meta l4proto tcp reject with tcp reset");
                 rules.add("no-endpoints-reject", "reject");
             }
+            FixedChain::OffCluster => self.off_cluster(rules),
             FixedChain::Pool => {
                 rules.add("", "meta priority set meta priority map @pools");
                 rules.add("", "meta priority & 0x1fff vmap @picks");
                 rules.add("", "drop");
             }
             FixedChain::VipLocal => {
-                self.mark(rules);
+                rules.add("", "jump off-cluster");
                 rules.add("internal-policy-local", format!("meta priority set {}", pool_word(PoolKind::Local)));
                 rules.add("", "goto pool");
             }
+            FixedChain::ExtCluster => {
+                rules.add("external-cluster-masquerade", self.mark());
+                rules.add("", format!("meta priority set {}", pool_word(PoolKind::Cluster)));
+                rules.add("", "goto pool");
+            }
+            FixedChain::ExtShortcut => {
+                rules.add("external-local-shortcut", format!("meta priority set {}", pool_word(PoolKind::Cluster)));
+                rules.add("", "goto pool");
+            }
+            FixedChain::ExtLocal => self.ext_local(rules),
+            FixedChain::LbGuard => {
+                // The frontend's own word, whole: nft 1.1.3 prints a mask in the key of an interval set in the wrong byte order.
+                rules.add("lb-source-ranges", "meta priority . {ip} saddr != @lb_ranges drop");
+                rules.add("", "meta priority & 0x1 != none goto ext-local");
+                rules.add("", "goto ext-cluster");
+            }
             FixedChain::Special => {
-                rules.add("", "meta priority & 0x7 vmap { 0:1 : goto vip-local }");
+                let target = |kind| match kind {
+                    Kind::VipLocal => FixedChain::VipLocal,
+                    Kind::ExtCluster => FixedChain::ExtCluster,
+                    Kind::ExtLocal => FixedChain::ExtLocal,
+                    Kind::GuardedCluster | Kind::GuardedLocal => FixedChain::LbGuard,
+                };
+                let go = Kind::ALL.map(|kind| format!("0:{:x} : goto {}", kind.low(), target(kind).as_str()));
+                rules.add("", format!("meta priority & 0x7 vmap {{ {} }}", go.join(", ")));
                 rules.add("", "drop");
             }
             FixedChain::Service => {
@@ -170,6 +204,10 @@ impl Style {
             FixedChain::Dispatch => {
                 let lookup = "meta priority set {ip} daddr . meta l4proto . th dport map @frontends goto service";
                 rules.add("", lookup);
+                // Ports that no Service has stay the host's own.
+                let lookup =
+                    "{ip} daddr @nodeport_ips meta priority set meta l4proto . th dport map @nodeports goto service";
+                rules.add("nodeport-addresses", lookup);
                 rules.add("unknown-port-on-vip", "{ip} daddr @cluster_ips goto refuse");
                 rules.add("unallocated-vip-drop", "{ip} daddr @service_cidrs drop");
             }
@@ -177,12 +215,10 @@ impl Style {
             FixedChain::Postrouting => {
                 // The word must not reach the queueing discipline, which would take it for a class.
                 rules.add("", "ct status dnat meta priority & 0xffffc000 != none meta priority set none");
-                let unmarked = !MASQUERADE_MARK;
+                let (mark, others) = (self.mark, !self.mark);
                 rules.add(
                     "masquerade",
-                    format!(
-                        "meta mark & {MASQUERADE_MARK:#x} != 0 meta mark set meta mark & {unmarked:#x} masquerade fully-random"
-                    ),
+                    format!("meta mark & {mark:#x} != 0 meta mark set meta mark & {others:#x} masquerade fully-random"),
                 );
                 rules.add("hairpin", "ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random");
             }
@@ -194,19 +230,53 @@ impl Style {
         }
     }
 
-    fn balance(self, balance: Balance, rules: &mut Rules) {
+    /// A chain of its own, so that a detector that comes or goes is one chain written, however many chains ask it.
+    fn off_cluster(&self, rules: &mut Rules) {
+        if self.masquerade_all {
+            rules.add("masquerade-all", self.mark());
+        } else if let Some(is_local_pod) = self.is_local_pod() {
+            // Not `!=`: a packet of the node's own comes in through no interface, and kernels differ in what that equals.
+            rules.add("pod-source-kept", format!("{is_local_pod} return"));
+            rules.add("off-cluster-masquerade", self.mark());
+        }
+    }
+
+    fn ext_local(&self, rules: &mut Rules) {
+        if let Some(is_local_pod) = self.is_local_pod() {
+            rules.add("external-local-shortcut", format!("{is_local_pod} goto ext-shortcut"));
+        }
+        rules.add("external-local-shortcut", format!("fib saddr type local {} goto ext-shortcut", self.mark()));
+        rules.add("external-policy-local", format!("meta priority set {}", pool_word(PoolKind::Local)));
+        rules.add("", "goto pool");
+    }
+
+    /// Matches packets from local pods; `None` where nothing tells them.
+    fn is_local_pod(&self) -> Option<String> {
+        match &self.detect {
+            Detect::Nothing => None,
+            Detect::Source => Some("{ip} saddr @local_pods".to_owned()),
+            Detect::Interface(name) => Some(format!("iifname \"{name}\"")),
+        }
+    }
+
+    /// Asks `postrouting` to masquerade the packet.
+    fn mark(&self) -> String {
+        format!("meta mark set meta mark | {:#x}", self.mark)
+    }
+
+    fn balance(balance: Balance, rules: &mut Rules) {
         let protocol = balance.protocol;
         if balance.pool == PoolKind::Cluster {
-            self.mark(rules);
+            rules.add("", "jump off-cluster");
         }
         rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), balance.count)));
         rules.add("no-gap-on-update", format!("goto {}", balance.again()));
     }
 
-    fn sticky_balance(self, balance: Balance, timeout: u32, rules: &mut Rules) {
+    fn sticky_balance(balance: Balance, timeout: u32, rules: &mut Rules) {
         let Balance { pool, protocol, count, .. } = balance;
         if pool == PoolKind::Cluster {
-            self.mark(rules);
+            rules.add("", "jump off-cluster");
         }
         let remember = format!(
             "meta priority & 0x3ff0 != none update @affinity {{ meta priority & 0xffffc000 . {{client}} timeout {timeout}s : meta priority }}"
@@ -225,18 +295,6 @@ impl Style {
         rules.add("affinity-client-ip", &remember);
         rules.add("", dnat_to_ref(pool, protocol.as_str()));
         rules.add("no-gap-on-update", format!("goto {}", balance.again()));
-    }
-
-    /// Marks traffic to a ClusterIP that must be masqueraded.
-    fn mark(self, rules: &mut Rules) {
-        let set = format!("meta mark set meta mark | {MASQUERADE_MARK:#x}");
-        match self.masquerade {
-            Masquerade::Nothing => {}
-            Masquerade::OffCluster => {
-                rules.add("off-cluster-masquerade", format!("{{ip}} saddr != @local_pods {set}"));
-            }
-            Masquerade::Everything => rules.add("masquerade-all", set),
-        }
     }
 }
 
@@ -302,7 +360,7 @@ fn dnat_to_ref(pool: PoolKind, protocol: &str) -> String {
 }
 
 /// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
-fn fingerprint(text: &str) -> u32 {
+pub(crate) fn fingerprint(text: &str) -> u32 {
     let hash = text
         .bytes()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));

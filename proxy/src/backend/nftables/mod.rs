@@ -29,7 +29,7 @@ use self::object::{Chain, Key, Objects, SetName, Value};
 use self::plan::{Edit, Plan};
 use self::readback::Listed;
 use self::transaction::TableChanges;
-use super::{Backend, NodeConfig, Observed, Report, Scope, bridge};
+use super::{Backend, DetectLocal, NodeConfig, Observed, Report, Scope, bridge};
 use crate::conntrack;
 
 pub use self::kernel::Error as NftError;
@@ -68,6 +68,10 @@ pub struct Nftables {
     refused: Refused,
     /// What the last sync that succeeded left in the kernel: its snapshot but for what was refused.
     synced: Option<Snapshot>,
+    /// Whether local pods are told by the node's pod CIDRs.
+    needs_pod_cidrs: bool,
+    /// Whether there are none of these.
+    lacks_pod_cidrs: bool,
     /// Whether the kernel holds what the plans say, as far as is known. If not, only a full sync will do.
     is_settled: bool,
     /// Whether it holds that and nothing else, as far as is known.
@@ -109,6 +113,7 @@ impl Nftables {
     pub fn open(config: &NodeConfig) -> Result<Self, Error> {
         let drops_invalid = !is_tcp_liberal();
         let mut backend = Self::open_for_cleanup()?;
+        backend.needs_pod_cidrs = config.detect_local == DetectLocal::NodeCidr;
         backend.other_families.retain(|family| !config.families.contains(family));
         let families = IpFamily::ALL.into_iter().filter(|family| config.families.contains(family));
         backend.plans = families.map(|family| Plan::new(family, config, drops_invalid)).collect();
@@ -135,6 +140,8 @@ impl Nftables {
             planned: Snapshot::default(),
             refused: Refused::new(),
             synced: None,
+            needs_pod_cidrs: false,
+            lacks_pod_cidrs: false,
             is_settled: false,
             is_exact: false,
         })
@@ -228,9 +235,11 @@ impl Nftables {
         }
         self.refused.retain(|name, _| !changes.contains_key(name));
         let changes: Vec<_> = changes.into_iter().collect();
+        self.warn_without_pod_cidrs(desired);
         let mut edits = Vec::new();
         for plan in &mut self.plans {
             let mut edit = Edit::default();
+            plan.update_node(desired, &mut edit);
             for (name, reason) in plan.update(&changes, &mut edit) {
                 self.refused.insert(name, reason.to_string());
             }
@@ -239,9 +248,21 @@ impl Nftables {
         edits
     }
 
+    /// Once for each time that they are missing.
+    fn warn_without_pod_cidrs(&mut self, desired: &Snapshot) {
+        let lacks = self.needs_pod_cidrs && desired.pod_cidrs.is_empty();
+        if lacks && !self.lacks_pod_cidrs {
+            tracing::warn!(
+                "detect-local-mode is NodeCIDR and this node's Node object has no pod CIDRs: until it has, no traffic counts as \
+                 local pods', and none is masqueraded for being off-cluster",
+            );
+        }
+        self.lacks_pod_cidrs = lacks;
+    }
+
     fn tables(&self, changes: impl IntoIterator<Item = object::Changes>) -> Vec<TableChanges> {
         let styles = self.plans.iter().map(Plan::style);
-        styles.zip(changes).map(|(style, changes)| TableChanges { style, changes }).collect()
+        styles.zip(changes).map(|(style, changes)| TableChanges { style: style.clone(), changes }).collect()
     }
 
     fn commit(&self, tables: &[TableChanges]) -> Result<(), NftError> {

@@ -42,7 +42,11 @@ impl Numbers {
 
     /// Takes a number that the kernel has; false if somebody else did.
     pub(crate) fn take(&mut self, number: u32) -> bool {
-        (1..=LAST_NUMBER).contains(&number) && self.taken.insert(number)
+        let is_free = (1..=LAST_NUMBER).contains(&number) && self.taken.insert(number);
+        if is_free {
+            self.last = self.last.max(number);
+        }
+        is_free
     }
 
     /// Gives a number back.
@@ -62,6 +66,7 @@ impl Classes {
             if !self.balances.contains_key(balance) {
                 self.balances.insert(*balance, Class { number: word.low(), uses: 0 });
                 self.taken.insert(word.low());
+                self.last = self.last.max(word.low());
             }
         }
     }

@@ -39,6 +39,8 @@ pub(crate) enum Value {
     Present,
     /// A word.
     Word(Word),
+    /// A frontend's word, and whose it is: for readers, and for `dump`.
+    Frontend(Word, Box<str>),
     /// An endpoint.
     Endpoint(IpAddr, u16),
     /// Where a class's packets go on.
@@ -68,8 +70,14 @@ pub(crate) enum SetName {
     ClusterIps,
     /// Endpoints of this node, each address twice.
     Hairpin,
-    /// Frontend to word.
+    /// The node's addresses that answer NodePorts.
+    NodeportIps,
+    /// Who may dial a guarded frontend: its word and a range.
+    LbRanges,
+    /// ClusterIP, external IP or load-balancer IP to word.
     Frontends,
+    /// NodePort to word.
+    Nodeports,
     /// Pool to its class.
     Pools,
     /// Class to chain.
@@ -78,6 +86,8 @@ pub(crate) enum SetName {
     SlotsTcp,
     /// UDP endpoints.
     SlotsUdp,
+    /// SCTP endpoints.
+    SlotsSctp,
     /// Affinity: slot to ref.
     StickySlots,
     /// Affinity: ref to endpoint of the Cluster pool.
@@ -115,10 +125,20 @@ pub(crate) enum ChainName {
 pub(crate) enum FixedChain {
     /// Answers as a closed port does.
     Refuse,
+    /// Marks what is not from a local pod.
+    OffCluster,
     /// Pool to class.
     Pool,
     /// ClusterIP under `internalTrafficPolicy: Local`.
     VipLocal,
+    /// `externalTrafficPolicy: Cluster`.
+    ExtCluster,
+    /// Local pods and the node under `externalTrafficPolicy: Local`.
+    ExtShortcut,
+    /// `externalTrafficPolicy: Local`.
+    ExtLocal,
+    /// `loadBalancerSourceRanges`.
+    LbGuard,
     /// Kind to chain.
     Special,
     /// Word to kind or class.
@@ -146,6 +166,10 @@ pub(crate) enum ElementKey {
     Twice(IpAddr),
     /// A frontend.
     Frontend(IpAddr, Protocol, u16),
+    /// A NodePort.
+    NodePort(Protocol, u16),
+    /// A guarded frontend's word, and a range that may dial it.
+    Range(Word, IpNet),
     /// A word.
     Word(Word),
     /// A pool's slot.
@@ -231,28 +255,56 @@ impl Changes {
 
 impl SetName {
     /// The sets and maps of the layout, in the order of its drawing.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::LocalPods,
         Self::ServiceCidrs,
         Self::ClusterIps,
         Self::Hairpin,
+        Self::NodeportIps,
+        Self::LbRanges,
         Self::Frontends,
+        Self::Nodeports,
         Self::Pools,
         Self::Picks,
         Self::SlotsTcp,
         Self::SlotsUdp,
+        Self::SlotsSctp,
         Self::StickySlots,
         Self::Refs,
         Self::LocalRefs,
         Self::Affinity,
     ];
 
-    /// The map of a protocol's endpoints; `None` for one that is not balanced yet.
-    pub(crate) fn slots(protocol: Protocol) -> Option<Self> {
+    /// The map of a protocol's endpoints.
+    pub(crate) fn slots(protocol: Protocol) -> Self {
         match protocol {
-            Protocol::Tcp => Some(Self::SlotsTcp),
-            Protocol::Udp => Some(Self::SlotsUdp),
-            Protocol::Sctp => None,
+            Protocol::Tcp => Self::SlotsTcp,
+            Protocol::Udp => Self::SlotsUdp,
+            Protocol::Sctp => Self::SlotsSctp,
+        }
+    }
+
+    /// Whether its elements have no value.
+    pub(crate) fn is_plain(&self) -> bool {
+        match self {
+            Self::LocalPods
+            | Self::ServiceCidrs
+            | Self::ClusterIps
+            | Self::Hairpin
+            | Self::NodeportIps
+            | Self::LbRanges
+            | Self::Foreign(_) => true,
+            Self::Frontends
+            | Self::Nodeports
+            | Self::Pools
+            | Self::Picks
+            | Self::SlotsTcp
+            | Self::SlotsUdp
+            | Self::SlotsSctp
+            | Self::StickySlots
+            | Self::Refs
+            | Self::LocalRefs
+            | Self::Affinity => false,
         }
     }
 
@@ -276,11 +328,15 @@ impl SetName {
             Self::ServiceCidrs => "service_cidrs",
             Self::ClusterIps => "cluster_ips",
             Self::Hairpin => "hairpin",
+            Self::NodeportIps => "nodeport_ips",
+            Self::LbRanges => "lb_ranges",
             Self::Frontends => "frontends",
+            Self::Nodeports => "nodeports",
             Self::Pools => "pools",
             Self::Picks => "picks",
             Self::SlotsTcp => "slots_tcp",
             Self::SlotsUdp => "slots_udp",
+            Self::SlotsSctp => "slots_sctp",
             Self::StickySlots => "sticky_slots",
             Self::Refs => "refs",
             Self::LocalRefs => "local_refs",
@@ -292,10 +348,15 @@ impl SetName {
 
 impl FixedChain {
     /// All of them.
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Refuse,
+        Self::OffCluster,
         Self::Pool,
         Self::VipLocal,
+        Self::ExtCluster,
+        Self::ExtShortcut,
+        Self::ExtLocal,
+        Self::LbGuard,
         Self::Special,
         Self::Service,
         Self::Dispatch,
@@ -309,8 +370,13 @@ impl FixedChain {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Refuse => "refuse",
+            Self::OffCluster => "off-cluster",
             Self::Pool => "pool",
             Self::VipLocal => "vip-local",
+            Self::ExtCluster => "ext-cluster",
+            Self::ExtShortcut => "ext-shortcut",
+            Self::ExtLocal => "ext-local",
+            Self::LbGuard => "lb-guard",
             Self::Special => "special",
             Self::Service => "service",
             Self::Dispatch => "dispatch",
@@ -345,7 +411,7 @@ impl Balance {
 }
 
 fn pool_named(name: &str) -> Option<PoolKind> {
-    [PoolKind::Cluster, PoolKind::Local].into_iter().find(|pool| pool.to_string() == name)
+    PoolKind::ALL.into_iter().find(|pool| pool.to_string() == name)
 }
 
 /// The protocol of that name.
@@ -393,6 +459,8 @@ impl fmt::Display for ElementKey {
             Self::Cidr(cidr) => write!(f, "{cidr}"),
             Self::Twice(ip) => write!(f, "{ip} . {ip}"),
             Self::Frontend(ip, protocol, port) => write!(f, "{ip} . {protocol} . {port}"),
+            Self::NodePort(protocol, port) => write!(f, "{protocol} . {port}"),
+            Self::Range(word, cidr) => write!(f, "{word} . {cidr}"),
             Self::Word(word) => write!(f, "{word}"),
             Self::Slot(word, index) => write!(f, "{word} . {index}"),
             Self::Foreign(text) => f.write_str(text),
@@ -407,6 +475,7 @@ impl fmt::Display for Value {
             Self::Chain(chain) => write!(f, "{} rules: {}", chain.rules.len(), chain.rules.join(", ")),
             Self::Present => f.write_str("present"),
             Self::Word(word) => write!(f, "{word}"),
+            Self::Frontend(word, name) => write!(f, "{word} for {name}"),
             Self::Endpoint(ip, port) => write!(f, "{ip} . {port}"),
             Self::Verdict(Verdict::Drop) => f.write_str("drop"),
             Self::Verdict(Verdict::Goto(chain)) => write!(f, "goto {chain}"),

@@ -6,14 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use tollgate_model::endpoint::Endpoint;
 use tollgate_model::frontend::FrontendOrigin;
-use tollgate_model::name::{IpFamily, Protocol};
+use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
 use tollgate_model::service::TrafficPolicy;
 use tollgate_model::snapshot::ServicePort;
 
+use super::chain::fingerprint;
 use super::object::{ElementKey, Key, Objects, SetName, Value};
-use super::word::{MAX_SLOTS, PoolKind, Word, low};
+use super::word::{Kind, MAX_SLOTS, PoolKind, Word, low};
+
+/// NFTNL_UDATA_COMMENT_MAXLEN of libnftnl: nft takes no longer comment.
+const MAX_LABEL: usize = 128;
 
 /// One Service port in one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,14 +27,25 @@ pub(crate) struct Placement {
     pub(crate) number: u32,
     /// Its protocol.
     pub(crate) protocol: Protocol,
-    /// ClusterIPs with their port.
-    pub(crate) cluster_ips: Vec<(IpAddr, u16)>,
-    /// Where ClusterIP traffic goes.
-    pub(crate) internal: PoolKind,
+    /// Addresses with their port.
+    pub(crate) addresses: Vec<(IpAddr, u16, Route)>,
+    /// The NodePort.
+    pub(crate) node_port: Option<(u16, Route)>,
+    /// Who may dial the guarded addresses; empty where none is guarded.
+    pub(crate) source_ranges: Vec<IpNet>,
     /// Seconds that a client stays with its endpoint.
     pub(crate) timeout: Option<u32>,
     /// The pools in use, each with its class.
     pub(crate) pools: BTreeMap<PoolKind, Pool>,
+}
+
+/// How packets to a frontend find their pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// ClusterIP under `internalTrafficPolicy: Cluster`, as most are: the frontend names the Cluster pool's class.
+    Plain,
+    /// By way of a chain for its kind.
+    By(Kind),
 }
 
 /// The endpoints of one pool.
@@ -53,9 +69,6 @@ pub(crate) struct Slot {
 /// Why a Service port can't be realised in a table.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    /// The protocol is not balanced yet.
-    #[error("the nftables mode does not balance {0} yet")]
-    Protocol(Protocol),
     /// More endpoints than slots, or than refs.
     #[error("{found} {family} endpoints are more than the {limit} that a Service port can have in nftables mode")]
     Endpoints {
@@ -85,34 +98,55 @@ impl Placement {
         family: IpFamily,
         old: Option<&Self>,
     ) -> Result<Option<Self>, Refusal> {
-        let cluster_ips: Vec<_> = cluster_ips(service_port, family).collect();
-        if cluster_ips.is_empty() {
+        let addresses = addresses(service_port, family);
+        let node_port = node_port(service_port, family);
+        if addresses.is_empty() && node_port.is_none() {
             return Ok(None);
         }
-        let protocol = service_port.name.protocol;
-        if SetName::slots(protocol).is_none() {
-            return Err(Refusal::Protocol(protocol));
-        }
-        let internal = match service_port.internal_traffic_policy {
-            TrafficPolicy::Cluster => PoolKind::Cluster,
-            TrafficPolicy::Local => PoolKind::Local,
-        };
+        let is_guarded = addresses.iter().any(|(_, _, route)| matches!(route, Route::By(kind) if kind.is_guarded()));
+        let ranges = source_ranges(service_port, family).filter(|_| is_guarded);
         let timeout =
             service_port.affinity_timeout().map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1));
-        let limit = if timeout.is_some() { usize::from(low::LAST_REF - low::FIRST_REF) + 1 } else { MAX_SLOTS };
-        let endpoints = service_port.endpoints(family);
-        let mut placement = Self { number: 0, protocol, cluster_ips, internal, timeout, pools: BTreeMap::new() };
-        let wanted = match internal {
-            PoolKind::Cluster => &endpoints.cluster,
-            PoolKind::Local => &endpoints.local,
+        let mut placement = Self {
+            number: 0,
+            protocol: service_port.name.protocol,
+            addresses,
+            node_port,
+            // The fewest that cover the same: an interval set refuses those that overlap.
+            source_ranges: ranges.map(|ranges| IpNet::aggregate(&ranges.to_vec())).unwrap_or_default(),
+            timeout,
+            pools: BTreeMap::new(),
         };
-        if wanted.len() > limit {
-            return Err(Refusal::Endpoints { family, found: wanted.len(), limit });
+        let endpoints = service_port.endpoints(family);
+        for kind in placement.routes().flat_map(Route::pools).copied().collect::<BTreeSet<_>>() {
+            let wanted = match kind {
+                PoolKind::Cluster => &endpoints.cluster,
+                PoolKind::Local => &endpoints.local,
+            };
+            let old_slots = old.and_then(|old| old.pools.get(&kind)).map_or(&[][..], |pool| &pool.slots);
+            placement.pools.insert(kind, Pool { class: 0, slots: arrange(old_slots, wanted) });
         }
-        let old_slots = old.and_then(|old| old.pools.get(&internal)).map_or(&[][..], |pool| &pool.slots);
-        placement.pools.insert(internal, Pool { class: 0, slots: arrange(old_slots, wanted) });
+        placement.check_limits(family)?;
         placement.assign_refs(old);
         Ok(Some(placement))
+    }
+
+    /// A pool has slots for so many, and all pools together have refs for so many.
+    fn check_limits(&self, family: IpFamily) -> Result<(), Refusal> {
+        let slots = || self.pools.values().map(|pool| &pool.slots);
+        let (found, limit) = match self.timeout {
+            None => (slots().map(Vec::len).max().unwrap_or(0), MAX_SLOTS),
+            Some(_) => {
+                let places: BTreeSet<_> = slots().flatten().map(|slot| place(&slot.endpoint)).collect();
+                (places.len(), usize::from(low::LAST_REF - low::FIRST_REF) + 1)
+            }
+        };
+        if found > limit { Err(Refusal::Endpoints { family, found, limit }) } else { Ok(()) }
+    }
+
+    fn routes(&self) -> impl Iterator<Item = Route> {
+        let addresses = self.addresses.iter().map(|(_, _, route)| *route);
+        addresses.chain(self.node_port.iter().map(|(_, route)| *route))
     }
 
     /// With affinity, gives every endpoint a ref, one and the same in each pool: the one it had, or a new one that is
@@ -139,26 +173,45 @@ impl Placement {
         }
     }
 
+    /// What clients dial, with the lower part of its word.
+    fn dialled(&self) -> impl Iterator<Item = (SetName, ElementKey, u16)> {
+        let addresses = self.addresses.iter().map(|(ip, port, route)| {
+            (SetName::Frontends, ElementKey::Frontend(*ip, self.protocol, *port), self.low(*route))
+        });
+        let node_port = self
+            .node_port
+            .iter()
+            .map(|(port, route)| (SetName::Nodeports, ElementKey::NodePort(self.protocol, *port), self.low(*route)));
+        addresses.chain(node_port)
+    }
+
     /// What clients dial.
-    pub(crate) fn frontends(&self) -> impl Iterator<Item = ElementKey> + '_ {
-        self.cluster_ips.iter().map(|(ip, port)| ElementKey::Frontend(*ip, self.protocol, *port))
+    pub(crate) fn frontends(&self) -> impl Iterator<Item = ElementKey> {
+        self.dialled().map(|(_, key, _)| key)
+    }
+
+    fn low(&self, route: Route) -> u16 {
+        match route {
+            Route::Plain => self.pools.get(&PoolKind::Cluster).map_or(low::DROP, |pool| pool.class),
+            Route::By(kind) => kind.low(),
+        }
     }
 
     /// The elements that are this Service port's alone.
-    pub(crate) fn elements(&self, objects: &mut Objects) {
-        let word = |low| Value::Word(Word::new(self.number, low));
-        let frontend_word = match self.internal {
-            PoolKind::Cluster => word(self.class(PoolKind::Cluster)),
-            PoolKind::Local => word(low::VIP_LOCAL),
-        };
-        for frontend in self.frontends() {
-            objects.insert(Key::Element(SetName::Frontends, frontend), frontend_word.clone());
+    pub(crate) fn elements(&self, name: &ServicePortName, objects: &mut Objects) {
+        let label = label(name);
+        for (set, key, low) in self.dialled() {
+            let value = Value::Frontend(Word::new(self.number, low), label.clone());
+            objects.insert(Key::Element(set, key), value);
         }
+        self.ranges(objects);
+        let by_kind: BTreeSet<_> =
+            self.routes().filter(|route| *route != Route::Plain).flat_map(Route::pools).collect();
         for (kind, pool) in &self.pools {
             let pool_word = Word::pool(self.number, *kind);
-            if self.internal == PoolKind::Local {
+            if by_kind.contains(kind) {
                 let key = Key::Element(SetName::Pools, ElementKey::Word(pool_word));
-                objects.insert(key, word(kind.bit() | pool.class));
+                objects.insert(key, Value::Word(Word::new(self.number, kind.bit() | pool.class)));
             }
             for (index, slot) in (0..=u16::MAX).zip(&pool.slots) {
                 self.slot(objects, *kind, ElementKey::Slot(pool_word, index), slot);
@@ -166,12 +219,22 @@ impl Placement {
         }
     }
 
+    /// Who may dial the guarded frontends, for each kind of these: they all have one.
+    fn ranges(&self, objects: &mut Objects) {
+        let guarded = self.addresses.iter().find_map(|(_, _, route)| match route {
+            Route::By(kind) if kind.is_guarded() => Some(*kind),
+            _ => None,
+        });
+        let Some(kind) = guarded else { return };
+        let word = Word::new(self.number, kind.low());
+        let key = |range: &IpNet| Key::Element(SetName::LbRanges, ElementKey::Range(word, *range));
+        objects.extend(self.source_ranges.iter().map(|range| (key(range), Value::Present)));
+    }
+
     fn slot(&self, objects: &mut Objects, pool: PoolKind, key: ElementKey, slot: &Slot) {
         let endpoint = Value::from(&slot.endpoint);
         if self.timeout.is_none() {
-            if let Some(set) = SetName::slots(self.protocol) {
-                objects.insert(Key::Element(set, key), endpoint);
-            }
+            objects.insert(Key::Element(SetName::slots(self.protocol), key), endpoint);
             return;
         }
         let reference = Word::new(self.number, slot.reference);
@@ -181,31 +244,38 @@ impl Placement {
 
     /// The elements that it may share with other Service ports, each once.
     pub(crate) fn shared(&self) -> BTreeSet<Key> {
-        let vips = self.cluster_ips.iter().map(|(ip, _)| Key::Element(SetName::ClusterIps, ElementKey::Address(*ip)));
+        let is_cluster_ip = |route: &Route| matches!(route, Route::Plain | Route::By(Kind::VipLocal));
+        let vips = self.addresses.iter().filter(|(_, _, route)| is_cluster_ip(route));
+        let vips = vips.map(|(ip, _, _)| Key::Element(SetName::ClusterIps, ElementKey::Address(*ip)));
         let slots = self.pools.values().flat_map(|pool| &pool.slots);
         let local = slots.filter(|slot| slot.endpoint.is_local);
         let hairpins = local.map(|slot| Key::Element(SetName::Hairpin, ElementKey::Twice(slot.endpoint.ip)));
         vips.chain(hairpins).collect()
     }
 
-    fn class(&self, kind: PoolKind) -> u16 {
-        self.pools.get(&kind).map_or(low::DROP, |pool| pool.class)
-    }
-
     /// What the kernel holds of a Service port, as far as it can be kept: number, slots and refs.
     pub(crate) fn recover(service_port: &ServicePort, family: IpFamily, listed: &Objects) -> Option<Self> {
+        if listed.is_empty() {
+            return None;
+        }
         let protocol = service_port.name.protocol;
-        let slots_set = SetName::slots(protocol)?;
-        let cluster_ips: Vec<_> = cluster_ips(service_port, family).collect();
-        let number = cluster_ips.iter().find_map(|(ip, port)| {
-            match listed.get(&Key::Element(SetName::Frontends, ElementKey::Frontend(*ip, protocol, *port)))? {
-                Value::Word(word) if word.number() > 0 => Some(word.number()),
-                _ => None,
-            }
+        let slots_set = SetName::slots(protocol);
+        let (addresses, node_port) = (addresses(service_port, family), node_port(service_port, family));
+        let mut placement = Self {
+            number: 0,
+            protocol,
+            addresses,
+            node_port,
+            source_ranges: Vec::new(),
+            timeout: None,
+            pools: BTreeMap::new(),
+        };
+        let number = placement.dialled().find_map(|(set, key, _)| match listed.get(&Key::Element(set, key))? {
+            Value::Frontend(word, _) if word.number() > 0 => Some(word.number()),
+            _ => None,
         })?;
-        let mut pools = BTreeMap::new();
-        let mut timeout = None;
-        for kind in [PoolKind::Cluster, PoolKind::Local] {
+        placement.number = number;
+        for kind in PoolKind::ALL {
             let mut slots: Vec<_> = listed_slots(listed, &slots_set, number, kind)
                 .filter_map(|value| Some(Slot { endpoint: endpoint(value)?, reference: 0 }))
                 .collect();
@@ -214,18 +284,71 @@ impl Placement {
                 let reference = listed.get(&Key::Element(SetName::refs(kind), ElementKey::Word(*word)))?;
                 Some(Slot { endpoint: endpoint(reference)?, reference: word.low() })
             });
-            slots.extend(sticky.inspect(|_| timeout = Some(0)));
-            pools.insert(kind, Pool { class: 0, slots });
+            slots.extend(sticky);
+            placement.pools.insert(kind, Pool { class: 0, slots });
         }
-        Some(Self { number, protocol, cluster_ips, internal: PoolKind::Cluster, timeout, pools })
+        Some(placement)
     }
 }
 
-/// The ClusterIPs of a family, with their port. Other origins are not realised yet.
-fn cluster_ips(service_port: &ServicePort, family: IpFamily) -> impl Iterator<Item = (IpAddr, u16)> {
-    let frontends = service_port.frontends.iter();
-    let vips = frontends.filter(move |it| it.origin == FrontendOrigin::ClusterIp && it.family() == family);
-    vips.map(|frontend| (frontend.ip, frontend.port))
+impl Route {
+    /// Where packets on it may end up.
+    fn pools(self) -> &'static [PoolKind] {
+        match self {
+            Self::Plain => &[PoolKind::Cluster],
+            Self::By(kind) => kind.pools(),
+        }
+    }
+
+    fn external(policy: TrafficPolicy, is_guarded: bool) -> Self {
+        Self::By(match (policy, is_guarded) {
+            (TrafficPolicy::Cluster, false) => Kind::ExtCluster,
+            (TrafficPolicy::Local, false) => Kind::ExtLocal,
+            (TrafficPolicy::Cluster, true) => Kind::GuardedCluster,
+            (TrafficPolicy::Local, true) => Kind::GuardedLocal,
+        })
+    }
+}
+
+/// The addresses of a family, with their port.
+fn addresses(service_port: &ServicePort, family: IpFamily) -> Vec<(IpAddr, u16, Route)> {
+    let external = service_port.external_traffic_policy;
+    let is_guarded = source_ranges(service_port, family).is_some();
+    let route = |origin| match (origin, service_port.internal_traffic_policy) {
+        (FrontendOrigin::ClusterIp, TrafficPolicy::Cluster) => Route::Plain,
+        (FrontendOrigin::ClusterIp, TrafficPolicy::Local) => Route::By(Kind::VipLocal),
+        (FrontendOrigin::ExternalIp, _) => Route::external(external, false),
+        (FrontendOrigin::LoadBalancerIp, _) => Route::external(external, is_guarded),
+    };
+    let of_family = service_port.frontends.iter().filter(|frontend| frontend.family() == family);
+    of_family.map(|frontend| (frontend.ip, frontend.port, route(frontend.origin))).collect()
+}
+
+/// The NodePort, unless the Service is of the other family alone: there it is the host's own port.
+fn node_port(service_port: &ServicePort, family: IpFamily) -> Option<(u16, Route)> {
+    let has_address = service_port.frontends.iter().any(|frontend| frontend.family() == family);
+    let is_of_family = has_address || !service_port.endpoints(family).serving.is_empty();
+    let port = service_port.node_port.filter(|_| is_of_family)?;
+    Some((port, Route::external(service_port.external_traffic_policy, false)))
+}
+
+fn source_ranges(service_port: &ServicePort, family: IpFamily) -> Option<&[IpNet]> {
+    match family {
+        IpFamily::V4 => service_port.source_ranges.v4.as_deref(),
+        IpFamily::V6 => service_port.source_ranges.v6.as_deref(),
+    }
+}
+
+/// A Service port's name as the comment of an element: what is too long for that ends with a hash instead, and a character
+/// that names don't have, and that could end the comment, is replaced.
+fn label(name: &ServicePortName) -> Box<str> {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-._/:".contains(it);
+    let whole = name.to_string();
+    let plain: String = whole.chars().map(|it| if is_plain(it) { it } else { '_' }).collect();
+    if plain.len() <= MAX_LABEL {
+        return plain.into();
+    }
+    format!("{}~{:08x}", &plain[..MAX_LABEL - 9], fingerprint(&whole)).into()
 }
 
 /// Puts endpoints into slots 0 to n-1: who stays keeps its slot, new ones fill the holes, and where holes are left the
@@ -290,6 +413,8 @@ fn endpoint(value: &Value) -> Option<Endpoint> {
 mod tests {
     use proptest::prelude::*;
 
+    use tollgate_model::name::NamespacedName;
+
     use super::*;
 
     fn endpoints(ports: &[u16]) -> Vec<Endpoint> {
@@ -298,6 +423,22 @@ mod tests {
 
     fn ports(slots: &[Slot]) -> Vec<u16> {
         slots.iter().map(|slot| slot.endpoint.port).collect()
+    }
+
+    #[test]
+    fn a_label_is_a_comment_that_nft_takes() {
+        let name = |namespace: &str, name: &str, port: &str| {
+            let service = NamespacedName::new(namespace, name);
+            label(&ServicePortName { service, port: port.into(), protocol: Protocol::Tcp }).to_string()
+        };
+        assert_eq!(name("shop", "web", "http"), "shop/web:http");
+        assert_eq!(name("a", "\" }\nadd", "ä"), "a/____add:_");
+        let (long, other) = (name("ns", &"a".repeat(253), "x"), name("ns", &"a".repeat(253), "y"));
+        assert_eq!((long.len(), other.len()), (128, 128));
+        assert_ne!(long, other);
+        assert!(long.starts_with("ns/aaa"));
+        assert_eq!(name("ns", &"a".repeat(123), "x").len(), 128);
+        assert!(!name("ns", &"a".repeat(123), "x").contains('~'));
     }
 
     #[test]

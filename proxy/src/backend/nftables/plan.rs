@@ -1,13 +1,14 @@
 //! Service ports to kernel objects, for one family's table. Pure: it allots numbers and remembers them, and does no I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
-use tollgate_model::snapshot::ServicePort;
+use tollgate_model::snapshot::{ServicePort, Snapshot};
 
-use super::chain::{Masquerade, Style};
+use super::chain::{Detect, Style};
 use super::number::{Classes, Numbers};
 use super::object::{ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff};
 use super::placement::{Placement, Pool, Refusal};
@@ -19,8 +20,11 @@ use crate::backend::{DetectLocal, NodeConfig};
 #[derive(Debug)]
 pub(crate) struct Plan {
     style: Style,
+    /// Whether local pods are told by what the snapshot says of the node.
+    follows_pod_cidrs: bool,
     local_pods: Vec<IpNet>,
     service_cidrs: Vec<IpNet>,
+    nodeport_ips: BTreeSet<IpAddr>,
     placements: BTreeMap<ServicePortName, Placement>,
     /// Who has a number.
     owners: BTreeMap<u32, ServicePortName>,
@@ -56,18 +60,18 @@ impl Edit {
 impl Plan {
     /// A plan without any Service port.
     pub(crate) fn new(family: IpFamily, node: &NodeConfig, drops_invalid: bool) -> Self {
-        let local_pods = match &node.detect_local {
-            DetectLocal::ClusterCidr(cidrs) => of_family(cidrs, family),
-            _ => Vec::new(),
+        let (detect, local_pods) = match &node.detect_local {
+            DetectLocal::Nothing | DetectLocal::NodeCidr => by_source(&[], family),
+            DetectLocal::ClusterCidr(cidrs) => by_source(cidrs, family),
+            DetectLocal::BridgeInterface(name) => (Detect::Interface(name.clone()), Vec::new()),
+            DetectLocal::InterfaceNamePrefix(prefix) => (Detect::Interface(format!("{prefix}*")), Vec::new()),
         };
-        let masquerade = match (node.masquerade_all, local_pods.is_empty()) {
-            (true, _) => Masquerade::Everything,
-            (false, true) => Masquerade::Nothing,
-            (false, false) => Masquerade::OffCluster,
-        };
+        let (masquerade_all, mark) = (node.masquerade_all, node.masquerade_mark);
         Self {
-            style: Style { family, masquerade, drops_invalid },
+            style: Style { family, detect, masquerade_all, mark, drops_invalid },
+            follows_pod_cidrs: node.detect_local == DetectLocal::NodeCidr,
             local_pods,
+            nodeport_ips: BTreeSet::new(),
             service_cidrs: of_family(&node.service_cidrs, family),
             placements: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -82,8 +86,37 @@ impl Plan {
     }
 
     /// How the table's texts are written.
-    pub(crate) fn style(&self) -> Style {
-        self.style
+    pub(crate) fn style(&self) -> &Style {
+        &self.style
+    }
+
+    /// Takes in what a snapshot says of the node itself; `edit` gathers what that changes.
+    pub(crate) fn update_node(&mut self, snapshot: &Snapshot, edit: &mut Edit) {
+        let family = self.style.family;
+        let of_family = |ip: &&IpAddr| IpFamily::from(**ip) == family;
+        let nodeport_ips: BTreeSet<_> = snapshot.node_port_addresses.iter().filter(of_family).copied().collect();
+        let (detect, local_pods) = match self.follows_pod_cidrs {
+            true => by_source(&snapshot.pod_cidrs, family),
+            false => (self.style.detect.clone(), self.local_pods.clone()),
+        };
+        if (&nodeport_ips, &local_pods) == (&self.nodeport_ips, &self.local_pods) {
+            return;
+        }
+        self.node_objects(&mut edit.before);
+        (self.nodeport_ips, self.style.detect, self.local_pods) = (nodeport_ips, detect, local_pods);
+        self.node_objects(&mut edit.after);
+    }
+
+    /// What of the table depends on the node.
+    fn node_objects(&self, objects: &mut Objects) {
+        for chain in [FixedChain::OffCluster, FixedChain::ExtLocal].map(ChainName::Fixed) {
+            let value = Value::Chain(self.style.chain(&chain));
+            objects.insert(Key::Chain(chain), value);
+        }
+        let element = |set, key| (Key::Element(set, key), Value::Present);
+        let cidrs = self.local_pods.iter().map(|cidr| element(SetName::LocalPods, ElementKey::Cidr(*cidr)));
+        let ips = self.nodeport_ips.iter().map(|ip| element(SetName::NodeportIps, ElementKey::Address(*ip)));
+        objects.extend(cidrs.chain(ips));
     }
 
     /// Takes over what the kernel holds: until [`forget_listed`](Self::forget_listed), Service ports are placed where
@@ -110,6 +143,7 @@ impl Plan {
     ) -> Vec<(ServicePortName, Refusal)> {
         // All go before any comes, because a frontend may move from one to another.
         let old: Vec<_> = changes.iter().map(|(name, _)| self.remove(name, edit)).collect();
+        let had: Vec<_> = old.iter().flatten().map(|old| old.number).collect();
         let mut refused = Vec::new();
         for ((name, wanted), old) in changes.iter().zip(old) {
             let Some(wanted) = wanted else { continue };
@@ -117,11 +151,18 @@ impl Plan {
                 refused.push(((*name).clone(), refusal));
             }
         }
+        // Not before, or a new Service port could be given the number of one that only changes.
+        for number in had {
+            if !self.owners.contains_key(&number) {
+                self.numbers.free(number);
+            }
+        }
         refused
     }
 
     fn place(&mut self, wanted: &ServicePort, old: Option<Placement>, edit: &mut Edit) -> Result<(), Refusal> {
         let family = self.style.family;
+        let had = old.as_ref().map(|old| old.number);
         let old = old.or_else(|| {
             let listed = Placement::recover(wanted, family, &self.listed)?;
             (!self.owners.contains_key(&listed.number)).then_some(listed)
@@ -132,7 +173,7 @@ impl Plan {
         }
         self.enter_classes(&mut placement, wanted, edit)?;
         placement.number = match old {
-            Some(old) if self.numbers.take(old.number) => old.number,
+            Some(old) if had == Some(old.number) || self.numbers.take(old.number) => old.number,
             _ => self.numbers.allot(&self.listed_numbers).inspect_err(|_| leave(&mut self.classes, &placement))?,
         };
         self.insert(&wanted.name, placement, edit);
@@ -180,7 +221,7 @@ impl Plan {
     }
 
     fn insert(&mut self, name: &ServicePortName, placement: Placement, edit: &mut Edit) {
-        placement.elements(&mut edit.after);
+        placement.elements(name, &mut edit.after);
         for key in placement.shared() {
             let uses = self.shared.entry(key.clone()).or_insert(0);
             *uses += 1;
@@ -193,9 +234,10 @@ impl Plan {
         self.placements.insert(name.clone(), placement);
     }
 
+    /// Its number stays taken.
     fn remove(&mut self, name: &ServicePortName, edit: &mut Edit) -> Option<Placement> {
         let old = self.placements.remove(name)?;
-        old.elements(&mut edit.before);
+        old.elements(name, &mut edit.before);
         for key in old.shared() {
             let Some(uses) = self.shared.get_mut(&key) else { continue };
             *uses -= 1;
@@ -211,7 +253,6 @@ impl Plan {
             self.frontends.remove(&frontend);
         }
         leave(&mut self.classes, &old);
-        self.numbers.free(old.number);
         self.owners.remove(&old.number);
         Some(old)
     }
@@ -232,8 +273,8 @@ impl Plan {
             let value = Value::Chain(self.style.chain(&again));
             objects.insert(Key::Chain(again), value);
         }
-        for placement in self.placements.values() {
-            placement.elements(&mut objects);
+        for (name, placement) in &self.placements {
+            placement.elements(name, &mut objects);
         }
         objects.extend(self.shared.keys().chain(&self.lingering).map(|key| (key.clone(), Value::Present)));
         objects
@@ -252,14 +293,16 @@ impl Plan {
         });
         let cidr =
             |set: SetName| move |cidr: &IpNet| (Key::Element(set.clone(), ElementKey::Cidr(*cidr)), Value::Present);
-        sets.chain(chains)
-            .chain(self.local_pods.iter().map(cidr(SetName::LocalPods)))
+        let mut objects: Objects = sets
+            .chain(chains)
             .chain(self.service_cidrs.iter().map(cidr(SetName::ServiceCidrs)))
             .chain([
                 pick(low::REFUSE, Verdict::Goto(ChainName::Fixed(FixedChain::Refuse))),
                 pick(low::DROP, Verdict::Drop),
             ])
-            .collect()
+            .collect();
+        self.node_objects(&mut objects);
+        objects
     }
 
     /// The text of a table with one of each sort of chain: what a kernel must take for this plan to work.
@@ -269,7 +312,7 @@ impl Plan {
             let balance = Balance { pool: PoolKind::Cluster, protocol: Protocol::Tcp, count: 1, timeout };
             self.class_objects(balance, class, &mut objects);
         }
-        render(self.style, &diff(&Objects::new(), &objects))
+        render(&self.style, &diff(&Objects::new(), &objects))
     }
 
     /// Who has a number.
@@ -282,7 +325,8 @@ impl Plan {
 pub(crate) fn number(key: &Key, value: &Value) -> Option<u32> {
     let Key::Element(_, key) = key else { return None };
     let word = match (key, value) {
-        (ElementKey::Frontend(..), Value::Word(word)) | (ElementKey::Slot(word, _) | ElementKey::Word(word), _) => word,
+        (ElementKey::Frontend(..) | ElementKey::NodePort(..), Value::Frontend(word, _)) => word,
+        (ElementKey::Slot(word, _) | ElementKey::Word(word) | ElementKey::Range(word, _), _) => word,
         _ => return None,
     };
     // Number 0 is that of classes.
@@ -310,6 +354,12 @@ fn leave(classes: &mut Classes, placement: &Placement) {
 
 fn pick(class: u16, verdict: Verdict) -> (Key, Value) {
     (Key::Element(SetName::Picks, ElementKey::Word(Word::class(class))), Value::Verdict(verdict))
+}
+
+/// How local pods are told by their source.
+fn by_source(cidrs: &[IpNet], family: IpFamily) -> (Detect, Vec<IpNet>) {
+    let cidrs = of_family(cidrs, family);
+    (if cidrs.is_empty() { Detect::Nothing } else { Detect::Source }, cidrs)
 }
 
 /// The ranges of one family, the fewest that cover the same: an interval set refuses those that overlap.

@@ -98,6 +98,8 @@ enum Term {
 #[derive(Deserialize)]
 struct Annotated {
     val: Term,
+    #[serde(default)]
+    comment: Box<str>,
     counter: Option<Counter>,
 }
 
@@ -152,14 +154,14 @@ impl Listed {
                 Element::Mapped(key, value) => (key, Some(value)),
                 Element::Single(key) => (key, None),
             };
-            let (key, counter) = match key {
-                Term::Element { elem } => (elem.val, elem.counter),
-                key => (key, None),
+            let (key, comment, counter) = match key {
+                Term::Element { elem } => (elem.val, elem.comment, elem.counter),
+                key => (key, Box::default(), None),
             };
             let element = element_key(&set, &key).unwrap_or_else(|| ElementKey::Foreign(key.text().into()));
             let value = match &value {
                 None => Value::Present,
-                Some(value) => element_value(&set, value).unwrap_or_else(|| Value::Foreign(value.text())),
+                Some(value) => element_value(&set, value, comment).unwrap_or_else(|| Value::Foreign(value.text())),
             };
             let key = Key::Element(set.clone(), element);
             if let Some(counter) = counter {
@@ -174,11 +176,8 @@ impl Listed {
 /// The key as we would have made it; `None` if we would not.
 fn element_key(set: &SetName, key: &Term) -> Option<ElementKey> {
     match set {
-        SetName::LocalPods | SetName::ServiceCidrs => match key {
-            Term::Prefix { prefix } => Some(ElementKey::Cidr(IpNet::new(prefix.addr.parse().ok()?, prefix.len).ok()?)),
-            key => Some(ElementKey::Cidr(IpNet::from(key.address()?))),
-        },
-        SetName::ClusterIps => Some(ElementKey::Address(key.address()?)),
+        SetName::LocalPods | SetName::ServiceCidrs => Some(ElementKey::Cidr(key.range()?)),
+        SetName::ClusterIps | SetName::NodeportIps => Some(ElementKey::Address(key.address()?)),
         SetName::Hairpin => {
             let [from, to] = key.parts()? else { return None };
             (from.address()? == to.address()?).then_some(())?;
@@ -188,11 +187,19 @@ fn element_key(set: &SetName, key: &Term) -> Option<ElementKey> {
             let [ip, protocol, port] = key.parts()? else { return None };
             Some(ElementKey::Frontend(ip.address()?, protocol.protocol()?, port.port()?))
         }
+        SetName::Nodeports => {
+            let [protocol, port] = key.parts()? else { return None };
+            Some(ElementKey::NodePort(protocol.protocol()?, port.port()?))
+        }
+        SetName::LbRanges => {
+            let [Term::Text(word), range] = key.parts()? else { return None };
+            Some(ElementKey::Range(word.parse().ok()?, range.range()?))
+        }
         SetName::Pools | SetName::Picks | SetName::Refs | SetName::LocalRefs => match key {
             Term::Text(word) => Some(ElementKey::Word(word.parse().ok()?)),
             _ => None,
         },
-        SetName::SlotsTcp | SetName::SlotsUdp | SetName::StickySlots => {
+        SetName::SlotsTcp | SetName::SlotsUdp | SetName::SlotsSctp | SetName::StickySlots => {
             let [Term::Text(word), index] = key.parts()? else { return None };
             Some(ElementKey::Slot(word.parse().ok()?, index.port()?))
         }
@@ -201,13 +208,17 @@ fn element_key(set: &SetName, key: &Term) -> Option<ElementKey> {
 }
 
 /// The value as we would have made it; `None` if we would not.
-fn element_value(set: &SetName, value: &Term) -> Option<Value> {
+fn element_value(set: &SetName, value: &Term, comment: Box<str>) -> Option<Value> {
     match set {
-        SetName::Frontends | SetName::Pools | SetName::StickySlots => match value {
+        SetName::Frontends | SetName::Nodeports => match value {
+            Term::Text(word) => Some(Value::Frontend(word.parse().ok()?, comment)),
+            _ => None,
+        },
+        SetName::Pools | SetName::StickySlots => match value {
             Term::Text(word) => Some(Value::Word(word.parse().ok()?)),
             _ => None,
         },
-        SetName::SlotsTcp | SetName::SlotsUdp | SetName::Refs | SetName::LocalRefs => {
+        SetName::SlotsTcp | SetName::SlotsUdp | SetName::SlotsSctp | SetName::Refs | SetName::LocalRefs => {
             let [ip, port] = value.parts()? else { return None };
             Some(Value::Endpoint(ip.address()?, port.port()?))
         }
@@ -225,6 +236,13 @@ impl Term {
         match self {
             Self::Text(text) => text.parse().ok(),
             _ => None,
+        }
+    }
+
+    fn range(&self) -> Option<IpNet> {
+        match self {
+            Self::Prefix { prefix } => IpNet::new(prefix.addr.parse().ok()?, prefix.len).ok(),
+            key => key.address().map(IpNet::from),
         }
     }
 

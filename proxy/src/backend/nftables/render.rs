@@ -10,7 +10,7 @@ const ELEMENTS: usize = 1000;
 
 /// The text that makes `changes` to a table. First everything goes, from what refers to what is referred to; then
 /// everything comes, the other way round.
-pub(crate) fn render(style: Style, changes: &Changes) -> String {
+pub(crate) fn render(style: &Style, changes: &Changes) -> String {
     let mut text = String::new();
     if changes.is_empty() {
         return text;
@@ -62,22 +62,15 @@ fn line(text: &mut String, line: impl Display) {
 }
 
 /// A chain that only gets other rules stays: with the last nat chain of a family, established connections would go.
-fn needs_deletion(style: Style, chain: &ChainName, found: &Value, changes: &Changes) -> bool {
+fn needs_deletion(style: &Style, chain: &ChainName, found: &Value, changes: &Changes) -> bool {
     let Value::Chain(found) = found else { return true };
     !changes.adds(&Key::Chain(chain.clone())) || found.hook != style.chain(chain).hook
 }
 
-fn declare_set(text: &mut String, style: Style, set: &SetName) {
+fn declare_set(text: &mut String, style: &Style, set: &SetName) {
     let (declaration, comment) = style.set(set);
     // A map is a set with data; nft wants its own word for each.
-    let word = if matches!(
-        set,
-        SetName::LocalPods | SetName::ServiceCidrs | SetName::ClusterIps | SetName::Hairpin | SetName::Foreign(_)
-    ) {
-        "set"
-    } else {
-        "map"
-    };
+    let word = if set.is_plain() { "set" } else { "map" };
     let (table, name) = (style.table(), set.as_str());
     line(text, format_args!("add {word} {table} {name} {{ {declaration} comment \"{comment}\"; }}"));
 }
@@ -111,6 +104,7 @@ fn elements(text: &mut String, table: &str, verb: &str, objects: &[(Key, Value)]
             Value::Present => write!(text, "{key}"),
             // By key alone: what somebody else put there may not be readable, and must not keep it there.
             _ if verb == "delete" => write!(text, "{key}"),
+            Value::Frontend(word, name) => write!(text, "{key} comment \"{name}\" : {word}"),
             value => write!(text, "{key} : {value}"),
         };
         count += 1;

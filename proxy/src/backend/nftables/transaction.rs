@@ -34,7 +34,7 @@ struct Parts {
 
 /// The text of a whole commit: one input of nft is one transaction, across tables.
 pub(crate) fn text(tables: &[TableChanges]) -> String {
-    tables.iter().map(|table| render(table.style, &table.changes)).collect()
+    tables.iter().map(|table| render(&table.style, &table.changes)).collect()
 }
 
 /// Commits part by part, and returns the Service ports whose part is refused. Halves what is refused until it is one
@@ -81,7 +81,7 @@ fn halve(
 fn joined(parts: &[(Owner, TableChanges)]) -> Vec<TableChanges> {
     let mut tables: BTreeMap<IpFamily, TableChanges> = BTreeMap::new();
     for (_, part) in parts {
-        let table = tables.entry(part.style.family).or_insert_with(|| TableChanges::none(part.style));
+        let table = tables.entry(part.style.family).or_insert_with(|| TableChanges::none(&part.style));
         table.changes.delete.extend_from_slice(&part.changes.delete);
         table.changes.add.extend_from_slice(&part.changes.add);
     }
@@ -95,15 +95,16 @@ fn joined(parts: &[(Owner, TableChanges)]) -> Vec<TableChanges> {
 fn apart(tables: Vec<TableChanges>, is_owned: impl Fn(Owner) -> bool) -> Parts {
     let mut parts = Parts { shared: Vec::new(), own: Vec::new(), leftover: Vec::new() };
     for TableChanges { style, changes } in tables {
-        let mut shared = TableChanges::none(style);
-        let mut leftover = TableChanges::none(style);
+        let mut shared = TableChanges::none(&style);
+        let mut leftover = TableChanges::none(&style);
         let mut own: BTreeMap<Owner, TableChanges> = BTreeMap::new();
         let owner = |number: Option<u32>| number.map(|number| (style.family, number)).filter(|owner| is_owned(*owner));
         let mut replaced_by: BTreeMap<Key, Option<Owner>> = BTreeMap::new();
         for (key, value) in changes.add {
             let owner = owner(number(&key, &value));
             replaced_by.insert(key.clone(), owner);
-            let part = owner.map_or(&mut shared, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(style)));
+            let part =
+                owner.map_or(&mut shared, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(&style)));
             part.changes.add.push((key, value));
         }
         for (key, value) in changes.delete {
@@ -112,7 +113,7 @@ fn apart(tables: Vec<TableChanges>, is_owned: impl Fn(Owner) -> bool) -> Parts {
                 Some(owner) => (*owner, &mut shared),
                 None => (owner(number(&key, &value)), &mut leftover),
             };
-            let part = owner.map_or(rest, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(style)));
+            let part = owner.map_or(rest, |owner| own.entry(owner).or_insert_with(|| TableChanges::none(&style)));
             part.changes.delete.push((key, value));
         }
         parts.shared.push(shared);
@@ -123,7 +124,7 @@ fn apart(tables: Vec<TableChanges>, is_owned: impl Fn(Owner) -> bool) -> Parts {
 }
 
 impl TableChanges {
-    fn none(style: Style) -> Self {
-        Self { style, changes: Changes::default() }
+    fn none(style: &Style) -> Self {
+        Self { style: style.clone(), changes: Changes::default() }
     }
 }

@@ -46,10 +46,25 @@ pub(crate) struct Balance {
     pub(crate) timeout: Option<u32>,
 }
 
-/// The numbers of kinds and classes, and the limits of every part of the word.
+/// How packets to a frontend find their pool, where the frontend's word does not name the class itself. Of the external
+/// ones, bit 0 is the Local policy and bit 2 the guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u16)]
+pub(crate) enum Kind {
+    /// ClusterIP under `internalTrafficPolicy: Local`.
+    VipLocal = 1,
+    /// NodePort, external IP or load-balancer IP under `externalTrafficPolicy: Cluster`.
+    ExtCluster = 2,
+    /// The same under `externalTrafficPolicy: Local`.
+    ExtLocal = 3,
+    /// `ExtCluster` behind `loadBalancerSourceRanges`.
+    GuardedCluster = 6,
+    /// `ExtLocal` behind `loadBalancerSourceRanges`.
+    GuardedLocal = 7,
+}
+
+/// The numbers of classes, and the limits of every part of the word.
 pub(crate) mod low {
-    /// Kind: ClusterIP under `internalTrafficPolicy: Local`. (2, 3, 6 and 7 are the external ones: nftables.md.)
-    pub(crate) const VIP_LOCAL: u16 = 1;
     /// Class: answer as a closed port does.
     pub(crate) const REFUSE: u16 = 16;
     /// Class: drop without a word.
@@ -97,7 +112,41 @@ impl Word {
     }
 }
 
+impl Kind {
+    /// All of them.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::VipLocal, Self::ExtCluster, Self::ExtLocal, Self::GuardedCluster, Self::GuardedLocal];
+
+    /// Its number: the lower part of a frontend's word.
+    pub(crate) fn low(self) -> u16 {
+        self as u16
+    }
+
+    /// The kind of that number.
+    pub(crate) fn of(low: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.low() == low)
+    }
+
+    /// Whether only some sources may dial it.
+    pub(crate) fn is_guarded(self) -> bool {
+        matches!(self, Self::GuardedCluster | Self::GuardedLocal)
+    }
+
+    /// Where its packets may end up.
+    pub(crate) fn pools(self) -> &'static [PoolKind] {
+        match self {
+            Self::VipLocal => &[PoolKind::Local],
+            Self::ExtCluster | Self::GuardedCluster => &[PoolKind::Cluster],
+            // Local pods and the node use the Cluster set.
+            Self::ExtLocal | Self::GuardedLocal => &[PoolKind::Cluster, PoolKind::Local],
+        }
+    }
+}
+
 impl PoolKind {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+
     /// How the pool shows in the lower part of a word.
     pub(crate) fn bit(self) -> u16 {
         match self {

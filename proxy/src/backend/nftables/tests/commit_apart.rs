@@ -30,7 +30,7 @@ impl Picky {
 fn only_what_is_refused_is_left_out() {
     let mut plan = plan(IpFamily::V4);
     let wanted = services((0..1000).map(|index| service(&format!("s{index}"), Protocol::Tcp, &[index], &[1, 12])));
-    let tables = vec![TableChanges { style: plan.style(), changes: from_nothing(&mut plan, &wanted) }];
+    let tables = vec![TableChanges { style: plan.style().clone(), changes: from_nothing(&mut plan, &wanted) }];
     let mut kernel = Picky { refuses: [3, 700].into(), taken: Objects::new(), commits: 0 };
     let is_owned = |(_, number)| plan.owner(number).is_some();
     let refused = commit_apart(tables, is_owned, |tables| kernel.commit(tables)).unwrap();
@@ -46,7 +46,7 @@ fn only_what_is_refused_is_left_out() {
 fn what_all_need_is_no_one_services_fault() {
     let mut plan = plan(IpFamily::V4);
     let wanted = services([service("web", Protocol::Tcp, &[1], &[1])]);
-    let tables = vec![TableChanges { style: plan.style(), changes: from_nothing(&mut plan, &wanted) }];
+    let tables = vec![TableChanges { style: plan.style().clone(), changes: from_nothing(&mut plan, &wanted) }];
     let refuses_chains = |tables: &[TableChanges]| {
         let keys = tables.iter().flat_map(|table| &table.changes.add).map(|(key, _)| key);
         match keys.filter(|key| matches!(key, Key::Set(SetName::Frontends))).count() {

@@ -1,6 +1,9 @@
 //! Whole texts, as a reader of the layout expects them.
 
+use FrontendOrigin::{ExternalIp, LoadBalancerIp};
+
 use super::*;
+use crate::backend::nftables::object::{ChainName, FixedChain};
 use crate::backend::nftables::readback;
 use crate::backend::nftables::render::render;
 
@@ -13,6 +16,19 @@ fn sample() -> Services {
         local(service("agent", Protocol::Tcp, &[3], &[1, 15])),
         local(service("away", Protocol::Tcp, &[4], &[15])),
         service("empty", Protocol::Udp, &[5], &[]),
+        service("signals", Protocol::Sctp, &[6], &[11]),
+        with_node_port(with_address(service("shop", Protocol::Tcp, &[7], &[1, 12]), ExternalIp, 1), 30_007),
+        external_local(sticky(with_node_port(service("edge", Protocol::Udp, &[8], &[1, 2, 12]), 30_008))),
+        with_ranges(
+            with_address(service("guarded", Protocol::Tcp, &[9], &[12, 13]), LoadBalancerIp, 2),
+            &["192.0.2.0/26", "192.0.2.64/26", "198.51.100.7/32"],
+            &["2001:db8:1::/48"],
+        ),
+        with_ranges(
+            external_local(with_address(service("guarded-away", Protocol::Tcp, &[11], &[12]), LoadBalancerIp, 3)),
+            &["192.0.2.0/24"],
+            &[],
+        ),
     ])
 }
 
@@ -27,7 +43,7 @@ fn a_new_table_has_rules_before_elements() {
         [(IpFamily::V4, include_str!("golden/ip.nft")), (IpFamily::V6, include_str!("golden/ip6.nft"))]
     {
         let changes = from_nothing(&mut plan(family), &sample());
-        assert_text(&family.to_string(), &render(style(family), &changes), expected);
+        assert_text(&family.to_string(), &render(&style(family), &changes), expected);
     }
 }
 
@@ -44,28 +60,84 @@ fn what_was_written_is_read_back() {
     }
 }
 
+/// The rules of a chain, without their comments.
+fn rules(plan: &Plan, chain: FixedChain) -> Vec<String> {
+    plan.style().rules(&ChainName::Fixed(chain)).into_iter().map(|rule| rule.text).collect()
+}
+
 #[test]
 fn masquerading_follows_the_node() {
-    let mark = |cluster_cidrs: &[&str], masquerade_all| {
-        let detect_local = DetectLocal::ClusterCidr(cidrs(cluster_cidrs));
-        let mut plan = Plan::new(IpFamily::V4, &NodeConfig { detect_local, masquerade_all, ..node() }, true);
-        let changes = from_nothing(&mut plan, &sample());
-        let text = render(plan.style(), &changes);
-        let line = text.lines().find(|line| line.contains("cluster-tcp-3 ") && line.contains("meta mark"));
-        line.and_then(|line| Some(line.split_once("cluster-tcp-3 ")?.1.split_once(" comment")?.0.to_owned()))
+    let chains = |detect_local: DetectLocal, masquerade_all| {
+        let node = NodeConfig { detect_local, masquerade_all, masquerade_mark: 1 << 31, ..node() };
+        let plan = Plan::new(IpFamily::V4, &node, true);
+        (rules(&plan, FixedChain::OffCluster), rules(&plan, FixedChain::ExtLocal))
     };
-    let all = "meta mark set meta mark | 0x4000".to_owned();
-    assert_eq!(mark(&["10.244.0.0/16"], false), Some(format!("ip saddr != @local_pods {all}")));
-    assert_eq!(mark(&["fd00:244::/48"], false), None, "of a family without a detector, nothing");
-    assert_eq!(mark(&[], false), None);
-    assert_eq!(mark(&[], true), Some(all.clone()));
-    assert_eq!(mark(&["10.244.0.0/16"], true), Some(all));
+    let mark = "meta mark set meta mark | 0x80000000";
+    let tests = |found: Option<&str>| {
+        let off_cluster = found.iter().flat_map(|it| [format!("{it} return"), mark.to_owned()]).collect();
+        let mut ext_local: Vec<_> = found.iter().map(|it| format!("{it} goto ext-shortcut")).collect();
+        ext_local.extend([
+            format!("fib saddr type local {mark} goto ext-shortcut"),
+            "meta priority set meta priority & 0xffffc000 | 0x2000".to_owned(),
+            "goto pool".to_owned(),
+        ]);
+        (off_cluster, ext_local)
+    };
+    let by_cidr = |texts: &[&str]| DetectLocal::ClusterCidr(cidrs(texts));
+    assert_eq!(chains(DetectLocal::Nothing, false), tests(None));
+    assert_eq!(chains(by_cidr(&["10.244.0.0/16"]), false), tests(Some("ip saddr @local_pods")));
+    assert_eq!(chains(by_cidr(&["fd00:244::/48"]), false), tests(None), "of a family without a detector, nothing");
+    assert_eq!(chains(DetectLocal::NodeCidr, false), tests(None), "before the snapshot says");
+    assert_eq!(chains(DetectLocal::BridgeInterface("br0".to_owned()), false), tests(Some("iifname \"br0\"")));
+    assert_eq!(chains(DetectLocal::InterfaceNamePrefix("veth".to_owned()), false), tests(Some("iifname \"veth*\"")));
+    assert_eq!(chains(by_cidr(&["10.244.0.0/16"]), true).0, [mark]);
+    assert_eq!(chains(DetectLocal::Nothing, true).0, [mark]);
+}
+
+/// Addresses and pod ranges come and go while the proxy runs.
+#[test]
+fn the_tables_follow_the_node() {
+    let mut plan = Plan::new(IpFamily::V4, &NodeConfig { detect_local: DetectLocal::NodeCidr, ..node() }, true);
+    let mut step = |addresses: &[&str], pod_cidrs: &[&str]| {
+        let snapshot = Snapshot {
+            node_port_addresses: Arc::new(addresses.iter().map(|ip| ip.parse().unwrap()).collect()),
+            pod_cidrs: cidrs(pod_cidrs).into(),
+            ..Snapshot::default()
+        };
+        let mut edit = Edit::default();
+        plan.update_node(&snapshot, &mut edit);
+        let mut anew = Plan::new(IpFamily::V4, &NodeConfig { detect_local: DetectLocal::NodeCidr, ..node() }, true);
+        anew.update_node(&snapshot, &mut Edit::default());
+        assert_eq!(anew.objects(), plan.objects());
+        render(plan.style(), &edit.changes())
+    };
+    assert_eq!(
+        step(&["192.0.2.1", "2001:db8::1"], &[]),
+        "add table ip tollgate\nadd element ip tollgate nodeport_ips { 192.0.2.1 }\n"
+    );
+    assert_eq!(step(&["192.0.2.1", "2001:db8::2"], &["fd00:1::/64"]), "", "all that is the other family's");
+    let text = step(&["192.0.2.1"], &["10.1.0.0/24"]);
+    assert!(text.contains("add rule ip tollgate off-cluster ip saddr @local_pods return"), "{text}");
+    assert!(text.contains("add rule ip tollgate ext-local ip saddr @local_pods goto ext-shortcut"), "{text}");
+    assert!(text.ends_with("add element ip tollgate local_pods { 10.1.0.0/24 }\n"), "{text}");
+    assert_eq!(
+        step(&["192.0.2.2"], &["10.1.0.0/16"]),
+        "add table ip tollgate\n\
+         delete element ip tollgate local_pods { 10.1.0.0/24 }\n\
+         delete element ip tollgate nodeport_ips { 192.0.2.1 }\n\
+         add element ip tollgate local_pods { 10.1.0.0/16 }\n\
+         add element ip tollgate nodeport_ips { 192.0.2.2 }\n"
+    );
+    let text = step(&[], &[]);
+    assert!(!text.contains("add rule ip tollgate off-cluster"), "{text}");
+    assert_eq!(step(&[], &[]), "");
 }
 
 /// What each change writes, in the words of the layout's table.
 #[test]
 fn changes_write_little() {
     let web = |endpoints: &[u16]| service("web", Protocol::Tcp, &[1], endpoints);
+    let guarded = |ranges: &[&str]| with_ranges(with_address(web(&[11]), LoadBalancerIp, 1), ranges, &[]);
     let cart = |endpoints: &[u16]| sticky(service("cart", Protocol::Tcp, &[2], endpoints));
     let cases = [
         (
@@ -83,7 +155,7 @@ fn changes_write_little() {
             "add table ip tollgate\n\
              delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }\n\
              delete element ip tollgate slots_tcp { 0:8000 . 0, 0:8000 . 2 }\n\
-             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:8012 }\n\
+             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 comment \"test/web\" : 0:8012 }\n\
              add element ip tollgate slots_tcp { 0:8000 . 0 : 10.244.0.13 . 8080 }\n",
         ),
         (
@@ -93,11 +165,11 @@ fn changes_write_little() {
             "add table ip tollgate\n\
              delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }\n\
              add chain ip tollgate cluster-tcp-2\n\
-             add rule ip tollgate cluster-tcp-2 ip saddr != @local_pods meta mark set meta mark | 0x4000 comment \"off-cluster-masquerade 5fc6448d\"\n\
+             add rule ip tollgate cluster-tcp-2 jump off-cluster comment \"e1d6d7b5\"\n\
              add rule ip tollgate cluster-tcp-2 meta l4proto tcp dnat ip to meta priority & 0xffffe000 . numgen random mod 2 map @slots_tcp comment \"cb4a2b54\"\n\
              add rule ip tollgate cluster-tcp-2 goto again-cluster-tcp comment \"no-gap-on-update 2771b59c\"\n\
              add element ip tollgate hairpin { 10.244.0.1 . 10.244.0.1 }\n\
-             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:4013 }\n\
+             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 comment \"test/web\" : 0:4013 }\n\
              add element ip tollgate picks { 0:13 : goto cluster-tcp-2 }\n\
              add element ip tollgate slots_tcp { 0:4000 . 1 : 10.244.0.1 . 8080 }\n",
         ),
@@ -118,7 +190,7 @@ fn changes_write_little() {
             "add table ip tollgate\n\
              delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }\n\
              delete element ip tollgate slots_tcp { 0:4000 . 0 }\n\
-             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:4010 }\n",
+             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 comment \"test/web\" : 0:4010 }\n",
         ),
         (
             "a Service goes; its ClusterIP has another port and stays",
@@ -135,7 +207,43 @@ fn changes_write_little() {
             "add table ip tollgate\n\
              delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }\n\
              delete element ip tollgate slots_tcp { 0:8000 . 0 }\n\
-             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 : 0:4012 }\n",
+             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 comment \"test/next\" : 0:4012 }\n",
+        ),
+        (
+            "an external policy changes: the Local pool comes",
+            services([with_node_port(web(&[1, 11]), 30_001)]),
+            services([external_local(with_node_port(web(&[1, 11]), 30_001))]),
+            "add table ip tollgate\n\
+             delete element ip tollgate nodeports { tcp . 30001 }\n\
+             add chain ip tollgate local-tcp-1\n\
+             add chain ip tollgate again-local-tcp\n\
+             add rule ip tollgate local-tcp-1 meta l4proto tcp dnat ip to meta priority & 0xffffe000 . numgen random mod 1 map @slots_tcp comment \"1919962f\"\n\
+             add rule ip tollgate local-tcp-1 goto again-local-tcp comment \"no-gap-on-update dc065689\"\n\
+             add rule ip tollgate again-local-tcp meta l4proto tcp dnat ip to meta priority & 0xffffe000 . numgen random mod 1 map @slots_tcp comment \"1919962f\"\n\
+             add rule ip tollgate again-local-tcp drop comment \"2d77fcca\"\n\
+             add element ip tollgate nodeports { tcp . 30001 comment \"test/web\" : 0:4003 }\n\
+             add element ip tollgate pools { 0:6000 : 0:6013 }\n\
+             add element ip tollgate picks { 0:13 : goto local-tcp-1 }\n\
+             add element ip tollgate slots_tcp { 0:6000 . 0 : 10.244.0.1 . 8080 }\n",
+        ),
+        (
+            "an endpoint goes where frontends have kinds: the pool's class changes with the ClusterIP's",
+            services([with_node_port(web(&[11, 12]), 30_001), service("other", Protocol::Tcp, &[9], &[21])]),
+            services([with_node_port(web(&[11]), 30_001), service("other", Protocol::Tcp, &[9], &[21])]),
+            "add table ip tollgate\n\
+             delete element ip tollgate frontends { 10.96.0.1 . tcp . 80 }\n\
+             delete element ip tollgate pools { 0:8000 }\n\
+             delete element ip tollgate slots_tcp { 0:8000 . 1 }\n\
+             add element ip tollgate frontends { 10.96.0.1 . tcp . 80 comment \"test/web\" : 0:8012 }\n\
+             add element ip tollgate pools { 0:8000 : 0:8012 }\n",
+        ),
+        (
+            "a source range is exchanged",
+            services([guarded(&["192.0.2.0/24"])]),
+            services([guarded(&["192.0.2.0/25"])]),
+            "add table ip tollgate\n\
+             delete element ip tollgate lb_ranges { 0:4006 . 192.0.2.0/24 }\n\
+             add element ip tollgate lb_ranges { 0:4006 . 192.0.2.0/25 }\n",
         ),
         ("nothing changes", services([web(&[11])]), services([web(&[11])]), ""),
     ];
@@ -154,7 +262,6 @@ fn what_can_not_be_realised_is_refused_with_a_reason() {
     let one_more = Endpoint { port: 8081, ..endpoint(IpFamily::V4, 9) };
     too_many.v4.cluster = too_many.v4.cluster.iter().copied().chain([one_more]).collect();
     let cases = [
-        (service("sctp", Protocol::Sctp, &[1], &[11]), "the nftables mode does not balance sctp yet"),
         (too_many, "65537 IPv4 endpoints are more than the 65536 that a Service port can have in nftables mode"),
         (
             sticky(service("sticky", Protocol::Tcp, &[1], &many[..16_369])),

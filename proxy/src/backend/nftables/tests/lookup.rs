@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::nftables::object::{ChainName, ElementKey, FixedChain, Key, SetName, Value, Verdict};
-use crate::backend::nftables::word::{Balance, PoolKind, Word};
+use crate::backend::nftables::word::{Balance, Kind, PoolKind, Word};
 
 /// What becomes of packets to a frontend.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,40 +34,83 @@ fn element<'a>(objects: &'a Objects, set: &SetName, key: ElementKey) -> &'a Valu
 }
 
 fn word(value: &Value) -> Word {
-    let Value::Word(word) = value else { panic!("{value} is no word") };
-    *word
+    match value {
+        Value::Word(word) | Value::Frontend(word, _) => *word,
+        value => panic!("{value} is no word"),
+    }
 }
 
-/// Follows the rules from the chain `dispatch` on.
-fn fate(objects: &Objects, ip: IpAddr, protocol: Protocol) -> Fate {
-    let frontend = word(element(objects, &SetName::Frontends, ElementKey::Frontend(ip, protocol, 80)));
-    let mut pool = PoolKind::Cluster;
-    let mut class = frontend.low();
-    if class == 1 {
-        pool = PoolKind::Local;
-        let key = ElementKey::Word(Word::new(frontend.number(), 0x2000));
-        class = word(element(objects, &SetName::Pools, key)).low() & 0x1fff;
-    }
+/// Who dials.
+#[derive(Clone, Copy, Debug)]
+struct Client {
+    ip: IpAddr,
+    /// Whether it is a local pod or a process of the node.
+    is_here: bool,
+}
+
+/// One of each, and the outside one twice, because of source ranges.
+fn clients(family: IpFamily) -> [Client; 3] {
+    let ip = |v4: [u8; 4], v6: u16| match family {
+        IpFamily::V4 => IpAddr::from(v4),
+        IpFamily::V6 => IpAddr::from([0x2001, 0xdb8, v6, 0, 0, 0, 0, 1]),
+    };
+    [
+        Client { ip: ip([10, 244, 0, 1], 1), is_here: true },
+        Client { ip: ip([192, 0, 2, 1], 2), is_here: false },
+        Client { ip: ip([198, 51, 100, 1], 3), is_here: false },
+    ]
+}
+
+/// Follows the rules from the chain `dispatch` on; `None` where no element stands for what is dialled.
+fn fate(objects: &Objects, dialled: &ElementKey, protocol: Protocol, client: Client) -> Option<Fate> {
+    let set = match dialled {
+        ElementKey::NodePort(..) => SetName::Nodeports,
+        _ => SetName::Frontends,
+    };
+    let frontend = word(objects.get(&Key::Element(set, dialled.clone()))?);
+    let (pool, class) = match Kind::of(frontend.low()) {
+        None => (PoolKind::Cluster, frontend.low()),
+        Some(kind) if kind.is_guarded() && !is_in_range(objects, frontend, client.ip) => return Some(Fate::Dropped),
+        Some(kind) => {
+            let pool = match kind {
+                Kind::VipLocal => PoolKind::Local,
+                Kind::ExtCluster | Kind::GuardedCluster => PoolKind::Cluster,
+                Kind::ExtLocal | Kind::GuardedLocal if client.is_here => PoolKind::Cluster,
+                Kind::ExtLocal | Kind::GuardedLocal => PoolKind::Local,
+            };
+            let found = element(objects, &SetName::Pools, ElementKey::Word(Word::pool(frontend.number(), pool)));
+            assert_eq!(word(found).number(), frontend.number());
+            assert_eq!(word(found).low() & 0x2000, pool.bit());
+            (pool, word(found).low() & 0x1fff)
+        }
+    };
     let Value::Verdict(verdict) = element(objects, &SetName::Picks, ElementKey::Word(Word::class(class))) else {
         panic!("no verdict")
     };
-    let Verdict::Goto(chain) = verdict else { return Fate::Dropped };
+    let Verdict::Goto(chain) = verdict else { return Some(Fate::Dropped) };
     assert!(objects.contains_key(&Key::Chain(chain.clone())), "{chain} is missing");
     let balance = match chain {
-        ChainName::Fixed(FixedChain::Refuse) => return Fate::Refused,
+        ChainName::Fixed(FixedChain::Refuse) => return Some(Fate::Refused),
         ChainName::Balance(balance) => *balance,
         chain => panic!("{chain}"),
     };
     assert!(objects.contains_key(&Key::Chain(balance.again())));
     assert_eq!((balance.pool, balance.protocol), (pool, protocol));
     let endpoints = (0..balance.count).map(|index| drawn(objects, frontend.number(), balance, index)).collect();
-    Fate::Balanced { endpoints, timeout: balance.timeout }
+    Some(Fate::Balanced { endpoints, timeout: balance.timeout })
+}
+
+fn is_in_range(objects: &Objects, frontend: Word, ip: IpAddr) -> bool {
+    objects.keys().any(|key| match key {
+        Key::Element(SetName::LbRanges, ElementKey::Range(word, range)) => *word == frontend && range.contains(&ip),
+        _ => false,
+    })
 }
 
 fn drawn(objects: &Objects, number: u32, balance: Balance, index: u32) -> (IpAddr, u16) {
     let key = ElementKey::Slot(Word::pool(number, balance.pool), u16::try_from(index).unwrap());
     let endpoint = match balance.timeout {
-        None => element(objects, &SetName::slots(balance.protocol).unwrap(), key),
+        None => element(objects, &SetName::slots(balance.protocol), key),
         Some(_) => {
             let reference = word(element(objects, &SetName::StickySlots, key));
             element(objects, &SetName::refs(balance.pool), ElementKey::Word(reference))
@@ -77,15 +120,50 @@ fn drawn(objects: &Objects, number: u32, balance: Balance, index: u32) -> (IpAdd
     (*ip, *port)
 }
 
-fn expected(service: &ServicePort, family: IpFamily) -> Fate {
+/// What the Service says.
+fn expected(service: &ServicePort, family: IpFamily, origin: Option<FrontendOrigin>, client: Client) -> Fate {
     let sets = service.endpoints(family);
-    let is_local = service.internal_traffic_policy == TrafficPolicy::Local;
+    let ranges = match family {
+        IpFamily::V4 => &service.source_ranges.v4,
+        IpFamily::V6 => &service.source_ranges.v6,
+    };
+    if origin == Some(FrontendOrigin::LoadBalancerIp)
+        && ranges.as_ref().is_some_and(|ranges| !ranges.iter().any(|range| range.contains(&client.ip)))
+    {
+        return Fate::Dropped;
+    }
+    let is_local = match origin {
+        Some(FrontendOrigin::ClusterIp) => service.internal_traffic_policy == TrafficPolicy::Local,
+        _ => service.external_traffic_policy == TrafficPolicy::Local && !client.is_here,
+    };
     let used = if is_local { &sets.local } else { &sets.cluster };
     if used.is_empty() {
         return if is_local && !sets.cluster.is_empty() { Fate::Dropped } else { Fate::Refused };
     }
     let timeout = service.affinity_timeout().map(|timeout| u32::try_from(timeout.as_secs()).unwrap());
     Fate::Balanced { endpoints: used.iter().map(|it| (it.ip, it.port)).collect(), timeout }
+}
+
+/// Every frontend of every Service leads every client where the Service says.
+fn assert_fates(objects: &Objects, services: &Services, family: IpFamily) {
+    for service in services.values() {
+        let protocol = service.name.protocol;
+        let addresses = service.frontends.iter().filter(|it| it.family() == family);
+        let mut dialled: Vec<_> =
+            addresses.map(|it| (ElementKey::Frontend(it.ip, protocol, it.port), Some(it.origin))).collect();
+        dialled.extend(service.node_port.map(|port| (ElementKey::NodePort(protocol, port), None)));
+        for (key, origin) in dialled {
+            for client in clients(family) {
+                let found = fate(objects, &key, protocol, client);
+                // Without an address or an endpoint in the family, a NodePort is the host's own port there.
+                let is_absent = origin.is_none()
+                    && !service.frontends.iter().any(|it| it.family() == family)
+                    && service.endpoints(family).serving.is_empty();
+                let expected = Some(expected(service, family, origin, client)).filter(|_| !is_absent);
+                assert_eq!(found, expected, "{} by {key} from {client:?}", service.name);
+            }
+        }
+    }
 }
 
 /// How many elements each set has: the same whatever the numbers. But for chains' classes and hairpins, which may stay.
@@ -105,25 +183,71 @@ fn elements(objects: &Objects, of: SetName) -> BTreeSet<Key> {
     objects.keys().filter(|key| matches!(key, Key::Element(set, _) if *set == of)).cloned().collect()
 }
 
+/// What of a Service is drawn besides its endpoints.
+#[derive(Clone, Debug)]
+struct Shape {
+    cluster_ips: u8,
+    is_sticky: bool,
+    is_local: bool,
+    is_external_local: bool,
+    has_external_ip: bool,
+    has_load_balancer_ip: bool,
+    has_node_port: bool,
+    ranges: u8,
+}
+
+fn any_shape() -> impl Strategy<Value = Shape> {
+    let flags = prop::array::uniform6(any::<bool>());
+    (0..3_u8, 0..4_u8, flags).prop_map(|(cluster_ips, ranges, [sticky, local, external_local, ip, lb, node_port])| {
+        Shape {
+            cluster_ips,
+            is_sticky: sticky,
+            is_local: local,
+            is_external_local: external_local,
+            has_external_ip: ip,
+            has_load_balancer_ip: lb,
+            has_node_port: node_port,
+            ranges,
+        }
+    })
+}
+
 fn any_service(index: u16) -> impl Strategy<Value = Option<ServicePort>> {
     let endpoints = prop::collection::btree_set(1_u16..20, 0..6);
-    let many_vips = any::<bool>();
-    (any::<bool>(), endpoints, many_vips, any::<bool>(), any::<bool>()).prop_map(
-        move |(is_there, endpoints, many_vips, is_sticky, is_local)| {
-            let protocol = if index.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
-            // Two neighbours, one of each protocol, share an address.
-            let vips = if many_vips { vec![index / 2, 100 + index] } else { vec![index / 2] };
-            let endpoints: Vec<_> = endpoints.into_iter().collect();
-            let mut made = service(&format!("service-{index}"), protocol, &vips, &endpoints);
-            made = if is_sticky { sticky(made) } else { made };
-            made = if is_local { local(made) } else { made };
-            is_there.then_some(made)
-        },
-    )
+    (any::<bool>(), endpoints, any_shape()).prop_map(move |(is_there, endpoints, shape)| {
+        let endpoints: Vec<_> = endpoints.into_iter().collect();
+        is_there.then(|| shaped(index, &endpoints, &shape))
+    })
+}
+
+fn shaped(index: u16, endpoints: &[u16], shape: &Shape) -> ServicePort {
+    let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][usize::from(index % 3)];
+    // Three neighbours, one of each protocol, share an address, and may share a NodePort.
+    let vips = [index / 3, 100 + index];
+    let vips = &vips[..usize::from(shape.cluster_ips)];
+    let mut made = service(&format!("service-{index}"), protocol, vips, endpoints);
+    if shape.has_external_ip {
+        made = with_address(made, FrontendOrigin::ExternalIp, 1 + index / 3);
+    }
+    if shape.has_load_balancer_ip {
+        made = with_address(made, FrontendOrigin::LoadBalancerIp, 100 + index);
+    }
+    if shape.has_node_port {
+        made = with_node_port(made, 30_000 + index / 3);
+    }
+    made = match shape.ranges {
+        0 => made,
+        1 => with_ranges(made, &["192.0.2.0/24"], &[]),
+        2 => with_ranges(made, &["192.0.2.0/25", "192.0.2.128/25", "10.0.0.0/8"], &["2001:db8:3::/48"]),
+        _ => with_ranges(made, &["192.0.2.0/25", "192.0.2.0/24"], &["2001:db8:1::/48", "2001:db8:2::/48"]),
+    };
+    made = if shape.is_sticky { sticky(made) } else { made };
+    made = if shape.is_local { local(made) } else { made };
+    if shape.is_external_local { external_local(made) } else { made }
 }
 
 fn any_services() -> impl Strategy<Value = Services> {
-    let each: Vec<_> = (0..6).map(any_service).collect();
+    let each: Vec<_> = (0..9).map(any_service).collect();
     each.prop_map(|made| services(made.into_iter().flatten()))
 }
 
@@ -140,11 +264,7 @@ proptest! {
         let mut hairpins_before = BTreeSet::new();
         for (after, restarts) in steps {
             apply(&mut objects, update(&mut plan, &before, &after));
-            for service in after.values() {
-                for frontend in service.frontends.iter().filter(|it| it.family() == family) {
-                    prop_assert_eq!(fate(&objects, frontend.ip, frontend.protocol), expected(service, family));
-                }
-            }
+            assert_fates(&objects, &after, family);
             prop_assert_eq!(&plan.objects(), &objects, "what the plan says it holds");
             let mut anew = super::plan(family);
             update(&mut anew, &Services::new(), &after);
@@ -191,11 +311,7 @@ proptest! {
         update(&mut plan, &Services::new(), &wanted);
         let changes = diff(&listed, &plan.objects());
         apply(&mut listed, changes);
-        for service in wanted.values() {
-            for frontend in service.frontends.iter().filter(|it| it.family() == family) {
-                prop_assert_eq!(fate(&listed, frontend.ip, frontend.protocol), expected(service, family));
-            }
-        }
+        assert_fates(&listed, &wanted, family);
     }
 }
 
@@ -212,4 +328,25 @@ fn a_hairpin_goes_at_the_second_full_sync_after_its_endpoint() {
     assert_eq!(elements(&plan.objects(), SetName::Hairpin), hairpins);
     plan.sweep();
     assert!(elements(&plan.objects(), SetName::Hairpin).is_empty());
+}
+
+/// A packet that read its word just before a change must not meet another Service's endpoints just after it.
+#[test]
+fn a_new_service_never_takes_the_number_of_one_that_changes_in_the_same_batch() {
+    let web = |endpoints: &[u16]| service("web", Protocol::Tcp, &[1], endpoints);
+    let before = services([web(&[11])]);
+    let mut old = plan(IpFamily::V4);
+    update(&mut old, &Services::new(), &before);
+    let listed = Arc::new(old.objects());
+    let mut plan = plan(IpFamily::V4);
+    plan.adopt(listed);
+    update(&mut plan, &Services::new(), &before);
+    plan.forget_listed();
+    // The new one comes first, in the order of names.
+    update(&mut plan, &before, &services([service("a", Protocol::Tcp, &[2], &[12]), web(&[11, 13])]));
+    let number = |host| {
+        let key = ElementKey::Frontend(vip(IpFamily::V4, host), Protocol::Tcp, 80);
+        word(&plan.objects()[&Key::Element(SetName::Frontends, key)]).number()
+    };
+    assert_eq!((number(1), number(2)), (1, 2));
 }

@@ -10,7 +10,7 @@ use tollgate_model::endpoint::Endpoint;
 use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::{IpFamily, NamespacedName, Protocol, ServicePortName};
 use tollgate_model::service::{SessionAffinity, TrafficPolicy};
-use tollgate_model::snapshot::{EndpointSets, ServicePort, SourceRanges};
+use tollgate_model::snapshot::{EndpointSets, ServicePort, Snapshot, SourceRanges};
 
 use super::chain::Style;
 use super::object::{Changes, Objects, diff};
@@ -95,6 +95,35 @@ fn local(service: ServicePort) -> ServicePort {
     ServicePort { internal_traffic_policy: TrafficPolicy::Local, ..service }
 }
 
+/// An address outside the cluster that clients dial.
+fn external_ip(family: IpFamily, host: u16) -> IpAddr {
+    match family {
+        IpFamily::V4 => [203, 0, (host >> 8) as u8, (host & 0xff) as u8].into(),
+        IpFamily::V6 => [0x2001, 0xdb8, 0, 0, 0, 0, 0, host].into(),
+    }
+}
+
+/// With one more address in each family.
+fn with_address(mut service: ServicePort, origin: FrontendOrigin, host: u16) -> ServicePort {
+    let protocol = service.name.protocol;
+    let frontend = |family| Frontend { ip: external_ip(family, host), port: 80, protocol, origin };
+    service.frontends.extend(IpFamily::ALL.map(frontend));
+    service
+}
+
+fn with_node_port(service: ServicePort, port: u16) -> ServicePort {
+    ServicePort { node_port: Some(port), ..service }
+}
+
+fn external_local(service: ServicePort) -> ServicePort {
+    ServicePort { external_traffic_policy: TrafficPolicy::Local, ..service }
+}
+
+fn with_ranges(service: ServicePort, v4: &[&str], v6: &[&str]) -> ServicePort {
+    let ranges = |texts: &[&str]| Some(cidrs(texts).into()).filter(|_| !texts.is_empty());
+    ServicePort { source_ranges: SourceRanges { v4: ranges(v4), v6: ranges(v6) }, ..service }
+}
+
 fn services(list: impl IntoIterator<Item = ServicePort>) -> Services {
     list.into_iter().map(|it| (it.name.clone(), it)).collect()
 }
@@ -119,5 +148,5 @@ fn from_nothing(plan: &mut Plan, wanted: &Services) -> Changes {
 }
 
 fn style(family: IpFamily) -> Style {
-    plan(family).style()
+    plan(family).style().clone()
 }
