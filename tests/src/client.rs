@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use futures::{StreamExt, TryStreamExt, stream};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tollgate_api::v1::control_plane_client::ControlPlaneClient;
@@ -38,9 +39,19 @@ impl Client {
 
     /// Creates or replaces an object; returns it as stored.
     pub fn apply(&self, object: impl Into<Value>) -> Result<Value> {
-        let object = object.into();
+        block_on(self.apply_one(object.into()))
+    }
+
+    /// Creates or replaces many objects, up to `writers` at one time; returns them as stored, in their order.
+    pub fn apply_all(&self, objects: Vec<Value>, writers: usize) -> Result<Vec<Value>> {
+        let writes = stream::iter(objects).map(|object| self.apply_one(object)).buffered(writers.max(1));
+        block_on(writes.try_collect())
+    }
+
+    async fn apply_one(&self, object: Value) -> Result<Value> {
         let request = ApplyRequest { json: serde_json::to_vec(&object)? };
-        let response = block_on(self.inner.clone().apply(request))
+        let response = self.inner.clone().apply(request).await;
+        let response = response
             .map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()))
             .with_context(|| format!("can't apply {object}"))?;
         let stored = response.into_inner().object.context("the answer has no object")?;

@@ -9,10 +9,14 @@ use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
+use netlink_packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use crate::netns::NetNs;
 use crate::runtime::{block_on, runtime};
+
+/// The routing table of a namespace's own addresses (rtnetlink(7)).
+const RT_TABLE_LOCAL: u32 = 255;
 
 /// One end of a new veth pair.
 #[derive(Debug)]
@@ -118,6 +122,20 @@ impl Links {
             .build();
         block_on(self.handle.route().add(route).replace().execute())
             .with_context(|| format!("can't add a route to {to} via {via}"))
+    }
+
+    /// Makes this namespace take every address of a network for its own: whoever sends to one of them reaches a server here
+    /// that listens on all addresses.
+    pub fn add_local_route(&self, to: IpNet) -> Result<()> {
+        let route = RouteMessageBuilder::<IpAddr>::new()
+            .destination_prefix(to.network(), to.prefix_len())
+            .map_err(|error| anyhow!("{error}"))?
+            .output_interface(self.index("lo")?)
+            .kind(RouteType::Local)
+            .scope(RouteScope::Host)
+            .table_id(RT_TABLE_LOCAL)
+            .build();
+        block_on(self.handle.route().add(route).execute()).with_context(|| format!("can't make {to} local"))
     }
 
     /// The names of this namespace's devices.

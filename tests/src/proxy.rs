@@ -157,13 +157,22 @@ impl Proxy {
         value.trim().parse().with_context(|| format!("metric {name} is `{value}`"))
     }
 
+    /// Its pid, in the lab's pid namespace, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::pid)
+    }
+
+    /// Whether everything up to a revision is in the kernel.
+    pub fn has_applied(&self, revision: u64) -> Result<bool> {
+        #[expect(clippy::cast_precision_loss, reason = "a lab writes far fewer than 2^52 objects")]
+        let wanted = revision as f64;
+        Ok(self.metric(APPLIED_REVISION)? >= wanted)
+    }
+
     /// Waits until everything up to a revision is in the kernel.
     pub fn wait_applied(&self, revision: u64) -> Result<()> {
         eventually(&format!("{} to have applied revision {revision}", self.program.name), || {
-            let applied = self.metric(APPLIED_REVISION)?;
-            #[expect(clippy::cast_precision_loss, reason = "a lab writes far fewer than 2^52 objects")]
-            let wanted = revision as f64;
-            ensure!(applied >= wanted, "it has applied {applied}");
+            ensure!(self.has_applied(revision)?, "it has applied {}", self.metric(APPLIED_REVISION)?);
             Ok(())
         })
     }
