@@ -10,6 +10,7 @@
 //! - [`registry`]: what objects must look like, ClusterIPs and node ports, and the one writer.
 //! - `controllers`: what is written because of other objects: EndpointSlices out of Pods.
 //! - [`store`]: objects and their history on disk.
+//! - `metrics`: what is counted, at `/metrics`.
 //! - [`backup`]: every object at one revision, in a file.
 //! - [`config`]: the flags of `serve`, and its config file.
 //! - [`client`]: the verbs of the command line.
@@ -20,6 +21,7 @@ pub mod backup;
 pub mod client;
 pub mod config;
 mod controllers;
+mod metrics;
 pub mod registry;
 pub mod server;
 pub mod store;

@@ -5,7 +5,7 @@ use serde_json::json;
 use tollgate_api::v1::Key;
 
 use super::*;
-use crate::store::{Embedded, History, Store};
+use crate::store::{Embedded, History, Retention, Store};
 
 fn record(key: Key, revision: u64) -> Record {
     let json = json!({"metadata": {"uid": format!("uid-{}", key.name), "resourceVersion": revision.to_string()},
@@ -96,7 +96,7 @@ fn a_restored_store_is_another_one_far_ahead() {
     assert_eq!((restored.position.revision, restored.position.compacted), (newest, newest - 1));
     assert_ne!(&*restored.position.store_id, "old");
 
-    let store = Embedded::open(&data_dir, 10).unwrap();
+    let store = Embedded::open(&data_dir, Retention::newest(10)).unwrap();
     let (position, records) = store.load().unwrap();
     assert_eq!(position, restored.position);
     let expected = [record(Key::namespace("default"), newest), record(Key::service("default", "web"), 7)];

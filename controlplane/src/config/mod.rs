@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+use jiff::SignedDuration;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
@@ -60,6 +62,19 @@ pub struct Settings {
     /// How many changes to keep: a watch that lost its connection resumes if it missed no more than that [default: 100000].
     #[arg(long, value_name = "CHANGES")]
     pub history: Option<u64>,
+
+    /// How long to keep changes; 0 for as long as the other limits allow [default: 24h].
+    #[arg(long, value_name = "DURATION")]
+    pub history_age: Option<SignedDuration>,
+
+    /// How much of changes to keep: the size of their objects as JSON; 0 for as much as the other limits allow [default:
+    /// 256MiB].
+    #[arg(long, value_name = "SIZE")]
+    pub history_size: Option<ByteSize>,
+
+    /// Where /metrics is served; empty for nowhere [default: 127.0.0.1:7441].
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics_bind_address: Option<String>,
 
     /// How long a watch stays silent before it tells where it stands.
     #[arg(long, value_name = "MILLISECONDS", hide = true)]
@@ -146,6 +161,9 @@ impl Settings {
             node_port_range: self.node_port_range.or(below.node_port_range),
             allow_external_ips: self.allow_external_ips.or(below.allow_external_ips),
             history: self.history.or(below.history),
+            history_age: self.history_age.or(below.history_age),
+            history_size: self.history_size.or(below.history_size),
+            metrics_bind_address: self.metrics_bind_address.or(below.metrics_bind_address),
             progress_interval: self.progress_interval.or(below.progress_interval),
         }
     }
@@ -157,7 +175,21 @@ impl Settings {
             server.node_ports = ports;
         }
         server.external_ips = self.allow_external_ips.unwrap_or_default();
-        server.kept_changes = at_least_one("history", self.history, server::KEPT_CHANGES)?;
+        let retention = &mut server.retention;
+        retention.changes = at_least_one("history", self.history, retention.changes)?;
+        if let Some(age) = self.history_age {
+            let given = Duration::try_from(age).map_err(|_| Error::Value {
+                key: "history-age",
+                value: format!("{age:#}"),
+                reason: "it must not be negative",
+            })?;
+            retention.age = Some(given).filter(|age| !age.is_zero());
+        }
+        if let Some(ByteSize(bytes)) = self.history_size {
+            retention.bytes = Some(bytes).filter(|bytes| *bytes > 0);
+        }
+        server.metrics_bind_address =
+            bind_address("metrics-bind-address", self.metrics_bind_address, "127.0.0.1:7441")?;
         let progress_interval = at_least_one("progress-interval", self.progress_interval, 10_000)?;
         server.progress_interval = Duration::from_millis(progress_interval);
         Ok(Config { listen: self.listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 7440))), server })
@@ -172,6 +204,18 @@ impl FromStr for PortRange {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let range = text.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
         range.filter(|range| *range.start() > 0 && !range.is_empty()).map(PortRange).ok_or(InvalidPortRange)
+    }
+}
+
+/// Empty text stands for no address.
+fn bind_address(key: &'static str, given: Option<String>, default: &str) -> Result<Option<SocketAddr>, Error> {
+    let value = given.unwrap_or_else(|| default.to_owned());
+    if value.is_empty() {
+        return Ok(None);
+    }
+    match value.parse() {
+        Ok(address) => Ok(Some(address)),
+        Err(_) => Err(Error::Value { key, value: format!("{value:?}"), reason: "give it as IP:PORT, or empty" }),
     }
 }
 

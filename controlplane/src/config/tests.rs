@@ -27,6 +27,9 @@ fn the_file_has_the_keys_of_the_flags() {
         "--node-port-range=1000-2000",
         "--allow-external-ips=192.0.2.0/24,198.51.100.0/24",
         "--history=9",
+        "--history-age=90m",
+        "--history-size=3MiB",
+        "--metrics-bind-address=192.0.2.1:2",
         "--progress-interval=5",
     ];
     let yaml = "\
@@ -37,6 +40,9 @@ service-cidr: [10.0.0.0/16, 'fd00::/112']
 node-port-range: 1000-2000
 allow-external-ips: 192.0.2.0/24,198.51.100.0/24
 history: 9
+history-age: 90m
+history-size: 3MiB
+metrics-bind-address: 192.0.2.1:2
 progress-interval: 5
 ";
     let by_flags = Config::load(flags(&words), None).unwrap();
@@ -49,7 +55,7 @@ progress-interval: 5
 fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
     let config = load("data-dir: /file\nhistory: 7\n", &["--data-dir", "/flag"]).unwrap();
     assert_eq!(config.server.data_dir, Path::new("/flag"));
-    assert_eq!(config.server.kept_changes, 7);
+    assert_eq!(config.server.retention.changes, 7);
     assert_eq!(config.listen.to_string(), "127.0.0.1:7440");
     assert_eq!(config.server.service_cidrs.to_string(), "10.96.0.0/16,fd00:96::/112");
     assert_eq!(config.server.node_ports, server::NODE_PORTS);

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -44,16 +45,25 @@ pub struct Snapshot {
 #[derive(Clone, Debug)]
 pub enum Next {
     /// The changes right after it; empty: there are none yet.
-    Changes(Vec<Arc<Change>>),
+    Changes(Vec<Queued>),
     /// They are no longer in the queue.
     Overrun,
+}
+
+/// A change on its way to the watchers.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    /// What happened; shared by all of them.
+    pub change: Arc<Change>,
+    /// When it could first be seen.
+    pub since: Instant,
 }
 
 #[derive(Debug)]
 struct Inner {
     snapshot: Snapshot,
     /// The last changes, revisions without a gap, the last one the snapshot's.
-    queue: VecDeque<Arc<Change>>,
+    queue: VecDeque<Queued>,
     queued_bytes: usize,
     limit: QueueLimit,
 }
@@ -104,13 +114,19 @@ impl Feed {
             inner.snapshot.position.revision = revision;
             inner.snapshot.position.compacted = compacted;
             let batch = changes.len();
+            let since = Instant::now();
             for change in changes {
                 inner.queued_bytes += change.size();
-                inner.queue.push_back(Arc::new(change));
+                inner.queue.push_back(Queued { change: Arc::new(change), since });
             }
             inner.trim(batch);
         }
         self.head.send_replace(revision);
+    }
+
+    /// Changes up to this revision are no longer kept on disk.
+    pub(crate) fn set_compacted(&self, compacted: u64) {
+        self.write().snapshot.position.compacted = compacted;
     }
 
     // A panic while the lock is held can't leave half a change behind that matters more than serving on.
@@ -129,8 +145,8 @@ impl Inner {
         while self.queue.len() > batch
             && (self.queue.len() > self.limit.changes || self.queued_bytes > self.limit.bytes)
         {
-            if let Some(change) = self.queue.pop_front() {
-                self.queued_bytes -= change.size();
+            if let Some(queued) = self.queue.pop_front() {
+                self.queued_bytes -= queued.change.size();
             }
         }
     }
@@ -154,7 +170,7 @@ mod tests {
 
     fn after(feed: &Feed, revision: u64) -> Option<Vec<u64>> {
         match feed.after(revision) {
-            Next::Changes(changes) => Some(changes.iter().map(|change| change.revision()).collect()),
+            Next::Changes(changes) => Some(changes.iter().map(|queued| queued.change.revision()).collect()),
             Next::Overrun => None,
         }
     }

@@ -27,11 +27,12 @@ use std::thread::JoinHandle;
 
 use jiff::Timestamp;
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tollgate_api::v1::{Key, Kind};
 
-pub use feed::{Feed, Next, QueueLimit, Snapshot};
+pub use feed::{Feed, Next, QueueLimit, Queued, Snapshot};
 pub use invalid::{Finding, Invalid};
 pub use manifest::DEFAULT_NAMESPACE;
 pub(crate) use service::service_type;
@@ -40,6 +41,7 @@ pub(crate) use service_cidr::IpFamily;
 pub use service_cidr::{InvalidCidrs, ServiceCidrs};
 pub use state::{Applied, Objects};
 
+use crate::metrics::Metrics;
 use crate::store::{self, History, Position, Record, Store};
 use manifest::Manifest;
 use writer::{Write, Writer};
@@ -66,6 +68,19 @@ pub struct Registry {
     writes: mpsc::Sender<Write>,
     feed: Arc<Feed>,
     store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    condition: watch::Receiver<Condition>,
+}
+
+/// What the store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// All of it.
+    Writable,
+    /// A commit failed, and nothing can be written yet; objects, changes and history can be read.
+    ReadOnly,
+    /// Nor can the file be opened again: objects and the last changes are served from memory, older history is not.
+    Closed,
 }
 
 /// Why a request of the registry was refused.
@@ -157,18 +172,33 @@ impl Registry {
             state.apply(Manifest::parse(json.to_string().as_bytes())?, Timestamp::now(), &mut changes)?;
             store.commit(&changes)?;
         }
+        let metrics = Arc::new(Metrics::new());
+        metrics.set_ranges(state.range_usage());
+        metrics.store_writable.set(1);
         let snapshot = Snapshot { objects: state.objects.clone(), position: store.position()? };
         let feed = Arc::new(Feed::new(snapshot, options.queue));
         let (writes, waiting) = mpsc::channel(WAITING_WRITES);
-        let writer = Writer { store: store.clone(), feed: feed.clone(), options, state: Some(state) };
-        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run(waiting));
-        let thread = thread.map_err(|error| Error::Thread { reason: error.to_string() })?;
-        Ok((Registry { writes, feed, store }, thread))
+        let (condition, watched) = watch::channel(Condition::Writable);
+        let writer = Writer {
+            store: store.clone(),
+            feed: feed.clone(),
+            options,
+            metrics: metrics.clone(),
+            condition,
+            state,
+            failure: None,
+        };
+        let no_thread = |error: std::io::Error| Error::Thread { reason: error.to_string() };
+        let runtime = Builder::new_current_thread().enable_time().build().map_err(no_thread)?;
+        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run(waiting, &runtime));
+        let thread = thread.map_err(no_thread)?;
+        Ok((Registry { writes, feed, store, metrics, condition: watched }, thread))
     }
 
     /// Makes or replaces the object in a manifest. It is on disk when this returns.
     pub async fn apply(&self, manifest: &[u8]) -> Result<Applied, Error> {
-        let manifest = Box::new(Manifest::parse(manifest)?);
+        let manifest = Manifest::parse(manifest).inspect_err(|_| self.metrics.written(Kind::Unspecified, "invalid"))?;
+        let manifest = Box::new(manifest);
         let (reply, answer) = oneshot::channel();
         self.writes.send(Write::Apply { manifest, reply }).await.map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?
@@ -199,11 +229,45 @@ impl Registry {
         &self.feed
     }
 
+    /// What the store can do, from now on.
+    pub fn condition(&self) -> watch::Receiver<Condition> {
+        self.condition.clone()
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Brings those metrics up to date that are looked at only when somebody asks. `slowest`: the revision up to which
+    /// the slowest watch is.
+    pub(crate) fn refresh_metrics(&self, slowest: Option<u64>) {
+        let snapshot = self.feed.snapshot();
+        let count = |kind| (kind, state::list(&snapshot.objects, kind, "").count());
+        let objects = Kind::ALL.into_iter().map(count);
+        self.metrics.set_state(&snapshot.position, self.store.usage(), objects, slowest);
+    }
+
     /// At most `limit` changes right after a revision, from disk.
     pub async fn history(&self, after: u64, limit: usize) -> Result<History, Error> {
         let store = self.store.clone();
         let read = spawn_blocking(move || store.history(after, limit));
         Ok(read.await.map_err(|_| Error::Stopped)??)
+    }
+}
+
+impl Error {
+    /// What became of a write that was refused, in a word.
+    pub(crate) fn outcome(&self) -> &'static str {
+        match self {
+            Error::Invalid(_) => "invalid",
+            Error::NotFound { .. } | Error::NamespaceNotFound { .. } => "not_found",
+            Error::Conflict { .. } | Error::OtherUid { .. } => "conflict",
+            Error::Refused { .. } => "refused",
+            Error::Exhausted(_) => "exhausted",
+            Error::Store(_) | Error::Unreadable { .. } | Error::Diverged { .. } => "store_failed",
+            Error::Thread { .. } | Error::Stopped => "stopped",
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub(crate) struct Pool {
     cursor: u128,
     /// Holders, also of numbers outside of the range: it may have been another one when they were handed out.
     holders: OrdMap<u128, Arc<Key>>,
+    /// How many numbers of the range are held.
+    used: u64,
 }
 
 impl Pool {
@@ -28,7 +30,7 @@ impl Pool {
     pub(crate) fn new(first: u128, last: u128, reserved: u128, seed: u128) -> Self {
         let dynamic = first.saturating_add(reserved).min(last);
         let cursor = dynamic + seed % (last - dynamic + 1);
-        Pool { first, last, dynamic, cursor, holders: OrdMap::new() }
+        Pool { first, last, dynamic, cursor, holders: OrdMap::new(), used: 0 }
     }
 
     /// The first number that is handed out unasked.
@@ -48,7 +50,7 @@ impl Pool {
             Some(holder) if holder != key => Err(holder.clone()),
             Some(_) => Ok(()),
             None => {
-                self.holders.insert(number, key.clone());
+                self.hold(number, key);
                 Ok(())
             }
         }
@@ -61,7 +63,7 @@ impl Pool {
             .or_else(|| self.first_free(self.dynamic, self.cursor))
             .or_else(|| self.first_free(self.first, self.dynamic))?;
         self.cursor = if number >= self.last || number < self.dynamic { self.dynamic } else { number + 1 };
-        self.holders.insert(number, key.clone());
+        self.hold(number, key);
         Some(number)
     }
 
@@ -69,7 +71,18 @@ impl Pool {
     pub(crate) fn release(&mut self, number: u128, key: &Key) {
         if self.holders.get(&number).is_some_and(|holder| **holder == *key) {
             self.holders.remove(&number);
+            self.used -= u64::from(self.contains(number));
         }
+    }
+
+    /// How many numbers of the range are held, and how many there are.
+    pub(crate) fn usage(&self) -> (u64, u128) {
+        (self.used, (self.last - self.first).saturating_add(1))
+    }
+
+    fn hold(&mut self, number: u128, key: &Arc<Key>) {
+        self.holders.insert(number, key.clone());
+        self.used += u64::from(self.contains(number));
     }
 
     fn first_free(&self, from: u128, to: u128) -> Option<u128> {
@@ -159,6 +172,7 @@ mod tests {
                     pool.release(number, &key("a"));
                     held.remove(&number);
                 }
+                prop_assert_eq!(pool.usage(), (held.len() as u64, 15));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! The calls of the contract, one function each: requests checked, the registry asked, answers in protobuf.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::BoxStream;
@@ -12,20 +13,26 @@ use tollgate_api::v1::{
 use tonic::{Request, Response, Status};
 
 use super::until;
-use super::watch::Watch;
+use super::watch::{Watch, Watchers};
 use crate::registry::Registry;
 use crate::store::{Position, Record};
 
 /// The service over one registry.
 pub(crate) struct Service {
     registry: Registry,
+    watchers: Arc<Watchers>,
     progress_interval: Duration,
     stopping: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(crate) fn new(registry: Registry, progress_interval: Duration, stopping: watch::Receiver<bool>) -> Self {
-        Service { registry, progress_interval, stopping }
+    pub(crate) fn new(
+        registry: Registry,
+        watchers: Arc<Watchers>,
+        progress_interval: Duration,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        Service { registry, watchers, progress_interval, stopping }
     }
 }
 
@@ -74,8 +81,9 @@ impl ControlPlane for Service {
         if checked.is_empty() {
             return Err(Status::invalid_argument("kinds: at least one is required"));
         }
-        let watch =
-            Watch::new(self.registry.clone(), checked, resume, client, self.progress_interval, self.stopping.clone());
+        let cursor = self.watchers.add(self.registry.feed().position().revision);
+        let (progress_interval, stopping) = (self.progress_interval, self.stopping.clone());
+        let watch = Watch::new(self.registry.clone(), cursor, checked, resume, client, progress_interval, stopping);
         Ok(Response::new(watch.into_stream()))
     }
 

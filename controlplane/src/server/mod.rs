@@ -1,11 +1,13 @@
 //! The gRPC face of the registry.
 
 mod control_plane;
+mod requests;
 mod standard;
 mod status;
 mod watch;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,15 +20,15 @@ use tollgate_api::v1::control_plane_server::ControlPlaneServer;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::controllers;
-use crate::registry::{self, ExternalIpCidrs, Options, QueueLimit, Registry, ServiceCidrs};
-use crate::store::{self, Embedded};
+use crate::registry::{self, Condition, ExternalIpCidrs, Options, QueueLimit, Registry, ServiceCidrs};
+use crate::store::{self, Embedded, Retention};
+use crate::{controllers, metrics};
 use control_plane::Service;
+use requests::Requests;
+use watch::Watchers;
 
 /// Node ports as in Kubernetes.
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-/// About an hour of a busy cluster, and some hundred megabytes.
-pub const KEPT_CHANGES: u64 = 100_000;
 
 /// A dead peer is noticed after the two together, also when nothing is sent to it.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
@@ -45,12 +47,14 @@ pub struct Config {
     pub node_ports: RangeInclusive<u16>,
     /// Where Services may take external IPs from.
     pub external_ips: ExternalIpCidrs,
-    /// How many changes a watch can resume over, at least.
-    pub kept_changes: u64,
+    /// Which changes a watch can resume over.
+    pub retention: Retention,
     /// How far a watcher may fall behind before it is cut.
     pub queue: QueueLimit,
     /// How long a watch stays silent before it tells where it stands.
     pub progress_interval: Duration,
+    /// Where `/metrics` is served; `None`: nowhere.
+    pub metrics_bind_address: Option<SocketAddr>,
 }
 
 /// Why the control plane could not start or go on.
@@ -68,9 +72,22 @@ pub enum Error {
     /// A controller has panicked; to go on without it would leave traffic on endpoints that are gone.
     #[error("the EndpointSlice controller has ended")]
     Controller(#[source] JoinError),
+    /// The writer has panicked; to go on without it would be to refuse every write for good.
+    #[error("the thread that writes has ended; what it has acknowledged is on disk")]
+    Writer,
     /// The contract that was built in can't be shown by reflection.
     #[error("cannot describe the gRPC services")]
     Reflection(#[source] Box<tonic_reflection::server::Error>),
+    /// The metrics' address can't be listened on.
+    #[error(
+        "cannot serve metrics on {address}; is another control plane running here? (--metrics-bind-address picks another address)"
+    )]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The listener has no address.
     #[error("cannot tell the address that is listened on")]
     Listen(#[source] std::io::Error),
@@ -86,9 +103,10 @@ impl Config {
             service_cidrs,
             node_ports: NODE_PORTS,
             external_ips: ExternalIpCidrs::default(),
-            kept_changes: KEPT_CHANGES,
+            retention: Retention::default(),
             queue: QueueLimit { changes: 10_000, bytes: 64 << 20 },
             progress_interval: Duration::from_secs(10),
+            metrics_bind_address: None,
         }
     }
 }
@@ -101,9 +119,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Listen)?;
-    let Config { data_dir, service_cidrs, node_ports, external_ips, kept_changes, queue, progress_interval } = config;
+    let Config { data_dir, service_cidrs, node_ports, external_ips, queue, .. } = config;
+    let (retention, progress_interval) = (config.retention, config.progress_interval);
+    let metrics_listener = listen_for_metrics(config.metrics_bind_address).await?;
     let options = Options { service_cidrs, node_ports, external_ips, queue };
-    let open = move || open(&data_dir, kept_changes, options);
+    let open = move || open(&data_dir, retention, options);
     let reflection = standard::reflection().map_err(Error::Reflection)?;
     let (registry, writer) = spawn_blocking(open).await.map_err(|_| registry::Error::Stopped)??;
     let position = registry.feed().position();
@@ -115,13 +135,19 @@ pub async fn serve(
     let stopping = tokio::sync::watch::Sender::new(false);
     let mut controller = tokio::spawn(run_controllers(registry.clone(), stopping.subscribe()));
     let (health, health_service) = standard::health().await;
-    let service = Service::new(registry, progress_interval, stopping.subscribe());
+    let condition = registry.condition();
+    let following = tokio::spawn(standard::follow(health.clone(), registry.condition()));
+    let watchers = Arc::new(Watchers::default());
+    let requests = Requests::new(registry.metrics().clone(), stopping.subscribe());
+    let serving_metrics = metrics_listener.map(|listener| serve_metrics(listener, &registry, &watchers));
+    let service = Service::new(registry, watchers, progress_interval, stopping.subscribe());
     // Not by the builder's own setting, which does not reach a listener that it is given. With Nagle's algorithm an
     // answer waits for the client's delayed acknowledgement: 40 ms for every write.
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(requests)
         .add_service(ControlPlaneServer::new(service))
         .add_service(health_service)
         .add_service(reflection)
@@ -129,9 +155,11 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         result = &mut served => return result.map_err(Error::Serve),
+        () = ended(condition) => return Err(Error::Writer),
         ended = &mut controller => return ended.map_err(Error::Controller),
         () = shutdown => tracing::info!("stopping"),
     }
+    following.abort();
     // First, so that a watch of the health is told before it ends.
     standard::set_draining(&health).await;
     stopping.send_replace(true);
@@ -140,6 +168,11 @@ pub async fn serve(
         Err(_) => tracing::warn!("some clients did not take the end of their requests; leaving them"),
     }
     controller.await.map_err(Error::Controller)?;
+    // The metrics are the last who ask the registry; its writer ends with it.
+    if let Some(serving) = serving_metrics {
+        serving.abort();
+        let _ = serving.await;
+    }
     // Every acknowledged write is on disk already; the wait is for the store's file to be closed in order.
     let closed = spawn_blocking(move || writer.join());
     if tokio::time::timeout(SHUTDOWN_PATIENCE, closed).await.is_err() {
@@ -149,10 +182,28 @@ pub async fn serve(
     Ok(())
 }
 
+async fn listen_for_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {
+    let Some(address) = address else { return Ok(None) };
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Metrics { address, source })?;
+    tracing::info!("metrics are served on {}", listener.local_addr().map_err(Error::Listen)?);
+    Ok(Some(listener))
+}
+
+fn serve_metrics(listener: TcpListener, registry: &Registry, watchers: &Arc<Watchers>) -> tokio::task::JoinHandle<()> {
+    let metrics = registry.metrics().clone();
+    let (registry, watchers) = (registry.clone(), watchers.clone());
+    tokio::spawn(metrics::serve(listener, metrics, move || registry.refresh_metrics(watchers.slowest())))
+}
+
 /// Opens the store and takes up what it holds.
-fn open(data_dir: &Path, kept_changes: u64, options: Options) -> Result<(Registry, JoinHandle<()>), Error> {
-    let store = Embedded::open(data_dir, kept_changes)?;
+fn open(data_dir: &Path, retention: Retention, options: Options) -> Result<(Registry, JoinHandle<()>), Error> {
+    let store = Embedded::open(data_dir, retention)?;
     Ok(Registry::open(Arc::new(store), options)?)
+}
+
+/// Ready once the writer is no more.
+async fn ended(mut condition: tokio::sync::watch::Receiver<Condition>) {
+    while condition.changed().await.is_ok() {}
 }
 
 /// Until the server is to stop.

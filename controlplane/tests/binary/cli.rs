@@ -236,7 +236,10 @@ fn a_closed_pipe_is_no_error() {
 fn a_second_server_on_the_same_directory_is_refused() {
     let fixture = Fixture::new();
     let data_dir = fixture.dir.path().join("data");
-    let (is_done, _, complaints) = run(command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]).arg(&data_dir), "");
+    let (is_done, _, complaints) = run(
+        command(&["serve", "--listen", "127.0.0.1:0", "--metrics-bind-address", "", "--data-dir"]).arg(&data_dir),
+        "",
+    );
     assert!(!is_done);
     let expected =
         format!("error: {} is in use by another tollgate-controlplane", data_dir.join("tollgate.redb").display());

@@ -26,7 +26,7 @@ impl Process {
 
     /// The same with more flags.
     pub(crate) fn start_with(data_dir: &Path, flags: &[&str]) -> Self {
-        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--metrics-bind-address", "", "--data-dir"]);
         let mut child = command.arg(data_dir).args(flags).spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();

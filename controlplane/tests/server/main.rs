@@ -17,6 +17,7 @@ use tollgate_api::v1::relist::Reason;
 use tollgate_api::v1::watch_event::Event;
 use tollgate_api::v1::{ApplyRequest, DeleteRequest, GetRequest, Key, Kind, ListRequest, ResumeToken, StatusRequest};
 use tollgate_controlplane::registry::QueueLimit;
+use tollgate_controlplane::store::Retention;
 use tonic::Code;
 
 #[tokio::test]
@@ -155,7 +156,7 @@ async fn a_watch_resumes_at_every_revision() {
 #[tokio::test]
 async fn a_token_that_cannot_be_resumed_means_relist() {
     let server = Server::start_with(|config| {
-        config.kept_changes = 4;
+        config.retention = Retention::newest(4);
         config.queue = QueueLimit { changes: 2, bytes: 1 << 20 };
     })
     .await;
@@ -211,9 +212,12 @@ async fn the_end_of_the_server_ends_watches_with_unavailable() {
     events(&mut watch, 2).await;
     let mut waiting = client.clone();
     let waiting = tokio::spawn(async move { waiting.status(StatusRequest { wait_for_revision: 99 }).await });
-    let (stopped, ended) = tokio::join!(server.stop(), watch.message());
+    let (stopped, last) = tokio::join!(server.stop(), next(&mut watch));
     let () = stopped;
-    assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+    // First where it stands, so that it can resume elsewhere with that.
+    let Event::Progress(progress) = last else { panic!("{last:?}") };
+    assert_eq!(progress.at.unwrap().revision, 1);
+    assert_eq!(watch.message().await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(waiting.await.unwrap().unwrap_err().code(), Code::Unavailable);
 }
 

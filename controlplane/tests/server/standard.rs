@@ -44,7 +44,7 @@ async fn the_server_is_healthy_until_it_drains() {
     for mut watch in watches {
         assert_eq!(status(watch.message().await.unwrap()), Some(ServingStatus::NotServing));
         // In order, and not cut off after the server's patience.
-        assert_eq!(status(watch.message().await.unwrap()), None);
+        assert_eq!(watch.message().await.unwrap_err().code(), Code::Unavailable);
     }
 }
 

@@ -143,9 +143,9 @@ impl Controller {
                 Next::Overrun => return self.start().await,
             };
             let Some(last) = changes.last() else { return Ok(()) };
-            self.cursor = last.revision();
-            for change in changes {
-                let touched = self.index.apply(&change);
+            self.cursor = last.change.revision();
+            for queued in changes {
+                let touched = self.index.apply(&queued.change);
                 self.wait_for(touched);
             }
             tokio::task::yield_now().await;

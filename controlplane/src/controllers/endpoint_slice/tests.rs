@@ -7,7 +7,7 @@ use tollgate_api::v1::Kind;
 
 use super::*;
 use crate::registry::{ExternalIpCidrs, Options, QueueLimit};
-use crate::store::{self, Change, Embedded, History, Position, Record, Store};
+use crate::store::{self, Change, Compaction, Embedded, History, Position, Record, Retention, Store, Usage};
 
 /// A store whose disk can be full.
 struct Disk {
@@ -35,11 +35,27 @@ impl Store for Disk {
     fn history(&self, after: u64, limit: usize) -> Result<History, store::Error> {
         self.store.history(after, limit)
     }
+
+    fn compact(&self) -> Result<Compaction, store::Error> {
+        self.store.compact()
+    }
+
+    fn recover(&self) -> Result<Position, store::Error> {
+        self.store.recover()
+    }
+
+    fn is_open(&self) -> bool {
+        self.store.is_open()
+    }
+
+    fn usage(&self) -> Usage {
+        self.store.usage()
+    }
 }
 
 /// A Service, its one pod and its slice, with a controller that moves when it is told to.
 async fn world(dir: &TempDir) -> (Arc<Disk>, Registry, Controller) {
-    let store = Embedded::open(dir.path(), 100).unwrap();
+    let store = Embedded::open(dir.path(), Retention::newest(100)).unwrap();
     let disk = Arc::new(Disk { store, is_full: AtomicBool::new(false) });
     let queue = QueueLimit { changes: 100, bytes: 1 << 20 };
     let options = Options {

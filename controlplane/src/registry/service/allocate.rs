@@ -12,6 +12,7 @@ use tollgate_api::v1::Key;
 use super::families::{self, Resolved, addresses_of};
 use super::service_type::{EXTERNAL_NAME, LOAD_BALANCER, NODE_PORT};
 use super::service_type_of;
+use crate::metrics::RangeUsage;
 use crate::registry::Error;
 use crate::registry::invalid::Findings;
 use crate::registry::manifest::children;
@@ -85,6 +86,17 @@ impl Allocations {
             }
         }
         conflicts
+    }
+
+    /// How the ranges are used.
+    pub(crate) fn usage(&self) -> Vec<RangeUsage> {
+        let addresses =
+            [(IpFamily::V4, &self.v4), (IpFamily::V6, &self.v6)].into_iter().filter_map(|(family, pool)| {
+                let (used, total) = pool.as_ref()?.usage();
+                Some(RangeUsage { cidr: Some(self.cidrs.net(family)?.to_string()), used, total })
+            });
+        let (used, total) = self.node_ports.usage();
+        addresses.chain([RangeUsage { cidr: None, used, total }]).collect()
     }
 
     /// Takes back what a Service holds.

@@ -11,6 +11,7 @@ use super::invalid::Findings;
 use super::manifest::{DEFAULT_NAMESPACE, Manifest, child, set_default, typed};
 use super::service::{Allocations, ExternalIpCidrs};
 use super::{Error, endpoint_slice, node, pod, service};
+use crate::metrics::RangeUsage;
 use crate::store::{Change, Record};
 
 /// Objects by kind, namespace and name. Cloning one costs nothing.
@@ -38,6 +39,20 @@ pub struct Applied {
     pub outcome: Outcome,
 }
 
+// === impl Applied ===
+
+impl Applied {
+    /// The outcome in a word.
+    pub(crate) fn outcome_name(&self) -> &'static str {
+        match self.outcome {
+            Outcome::Created => "created",
+            Outcome::Configured => "configured",
+            Outcome::Unchanged => "unchanged",
+            Outcome::Unspecified => "unspecified",
+        }
+    }
+}
+
 // === impl State ===
 
 impl State {
@@ -60,6 +75,11 @@ impl State {
             objects.insert(key, Arc::new(record));
         }
         Ok(State { objects, revision, allocations, external_ips })
+    }
+
+    /// How the ranges are used.
+    pub(crate) fn range_usage(&self) -> Vec<RangeUsage> {
+        self.allocations.usage()
     }
 
     /// Makes or replaces an object. After an error the state is to be thrown away.

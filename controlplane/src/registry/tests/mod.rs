@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::Embedded;
+use crate::store::{Embedded, Retention};
 
 /// What the row is about, what is stored before (nothing where it is null), what is written, and what is found in it.
 type Row<'a> = (&'a str, Value, Value, Vec<&'a str>);
@@ -27,7 +27,7 @@ fn options() -> Options {
 }
 
 fn open(dir: &TempDir, options: Options) -> (Registry, JoinHandle<()>) {
-    Registry::open(Arc::new(Embedded::open(dir.path(), 100).unwrap()), options).unwrap()
+    Registry::open(Arc::new(Embedded::open(dir.path(), Retention::newest(100)).unwrap()), options).unwrap()
 }
 
 /// Writes each row's object. A refused write tells every finding at once and leaves no trace.

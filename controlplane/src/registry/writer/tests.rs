@@ -6,7 +6,7 @@ use tollgate_api::v1::Key;
 
 use super::*;
 use crate::registry::{ExternalIpCidrs, Next, QueueLimit, Registry};
-use crate::store::{Embedded, Position, Record};
+use crate::store::{Compaction, Embedded, History, Position, Record, Retention, Usage};
 
 /// How a commit goes wrong.
 #[derive(Clone, Copy)]
@@ -46,10 +46,29 @@ impl Store for Faulty {
     fn history(&self, after: u64, limit: usize) -> Result<History, store::Error> {
         self.store.history(after, limit)
     }
+
+    fn compact(&self) -> Result<Compaction, store::Error> {
+        self.store.compact()
+    }
+
+    fn recover(&self) -> Result<Position, store::Error> {
+        self.store.recover()
+    }
+
+    fn is_open(&self) -> bool {
+        self.store.is_open()
+    }
+
+    fn usage(&self) -> Usage {
+        self.store.usage()
+    }
 }
 
 fn open(dir: &TempDir) -> (Arc<Faulty>, Registry) {
-    let store = Arc::new(Faulty { store: Embedded::open(dir.path(), 100).unwrap(), fault: Mutex::new(None) });
+    let store = Arc::new(Faulty {
+        store: Embedded::open(dir.path(), Retention::newest(100)).unwrap(),
+        fault: Mutex::new(None),
+    });
     let queue = QueueLimit { changes: 100, bytes: 1 << 20 };
     let options = Options {
         service_cidrs: "10.96.0.0/29".parse().unwrap(),
@@ -71,7 +90,7 @@ fn service(name: &str) -> Vec<u8> {
 /// What a watcher has been shown since the start.
 fn shown(registry: &Registry) -> Vec<String> {
     let Next::Changes(changes) = registry.feed().after(1) else { panic!("overrun") };
-    changes.iter().map(|change| format!("{} {}", change.revision(), change.key())).collect()
+    changes.iter().map(|queued| format!("{} {}", queued.change.revision(), queued.change.key())).collect()
 }
 
 #[tokio::test]

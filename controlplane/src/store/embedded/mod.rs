@@ -1,21 +1,40 @@
 //! The store of a single machine: one `redb` file.
 //!
-//! Three tables change together in one transaction, so that object, history and position never disagree. redb syncs
-//! the file before a commit returns (`Durability::Immediate`, its default), and after a crash opens the last commit that
-//! reached the disk whole.
+//! Tables change together in one transaction, so that object, history and position never disagree. redb syncs the file
+//! before a commit returns (`Durability::Immediate`, its default), and after a crash opens the last commit that reached
+//! the disk whole.
+//!
+//! ```text
+//!  tollgate.redb           objects, history, times, meta, identity
+//!  tollgate.acknowledged   how far writes have been acknowledged: see `watermark`
+//! ```
+//! The file's size. redb writes a page anew for every change and uses the old one again after the next commit; what is
+//! free at the file's end is cut off by a commit once it is half of the file, and all of it when the file is closed. So
+//! the file stays at what objects and history take, and some tens of percent; [`Retention`] bounds the history.
+//!
+//! Damage. Every page has a checksum, which redb looks at only in a repair. [`Embedded::open`] has all of them verified;
+//! a file that fails is refused and stays as it was, byte for byte: see `held`.
 
+mod compaction;
 mod create;
+mod held;
+mod open;
+mod watermark;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
-use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
-};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
-use super::{Change, Error, History, Position, Record, Store, parse_path, path_of};
+use super::{Change, Compaction, Error, History, Position, Record, Retention, Store, Usage, parse_path, path_of};
+use compaction::{HISTORY_BYTES, Kept};
+use open::open_sound;
+use watermark::Watermark;
+
+pub use watermark::WATERMARK_NAME;
 
 /// The store's file in the data directory.
 pub const FILE_NAME: &str = "tollgate.redb";
@@ -28,6 +47,8 @@ const HISTORY: TableDefinition<u64, (&str, Option<&[u8]>)> = TableDefinition::ne
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 /// The store's id, under [`STORE_ID`].
 const IDENTITY: TableDefinition<&str, &str> = TableDefinition::new("identity");
+/// Written and removed again to learn whether there is room.
+const PROBE: TableDefinition<u64, &[u8]> = TableDefinition::new("probe");
 
 const STORE_ID: &str = "store-id";
 const REVISION: &str = "revision";
@@ -38,35 +59,27 @@ const FORMAT_VERSION: u64 = 1;
 
 /// Reads are served from memory, so the page cache only has to carry the writes.
 const CACHE_BYTES: usize = 64 << 20;
-/// Removing old history costs the same once per so many revisions as for each one, but only then delays a commit.
-const COMPACT_EVERY: u64 = 1024;
+/// How many changes are removed at once while nobody writes.
+const REMOVED_AT_ONCE: u64 = 1024;
+/// Room that there must be before writes are taken again: for a large batch.
+const PROBE_BYTES: usize = 256 << 10;
 
 /// A store in a file of its own.
 pub struct Embedded {
+    data_dir: PathBuf,
     path: PathBuf,
     /// Taken apart only to open the file anew after a failed write. `None`: that failed as well.
     database: RwLock<Option<Database>>,
     store_id: Arc<str>,
-    /// How many changes the history keeps at least.
-    keep: u64,
+    retention: Retention,
+    watermark: Watermark,
+    /// What the last write left.
+    kept: Mutex<Kept>,
 }
 
 // === impl Embedded ===
 
 impl Embedded {
-    /// Opens the store in a data directory; makes both where there are none. `keep` is the number of changes that the
-    /// history keeps at least; one it keeps always, to tell by it that none is missing.
-    pub fn open(data_dir: &Path, keep: u64) -> Result<Self, Error> {
-        let in_dir = |source| Error::DataDir { path: data_dir.to_owned(), source };
-        fs::create_dir_all(data_dir).map_err(in_dir)?;
-        let path = data_dir.join(FILE_NAME);
-        let database = open_database(&path)?;
-        // The file's name has to survive a power cut as well as what is in it.
-        File::open(data_dir).and_then(|dir| dir.sync_all()).map_err(in_dir)?;
-        let store_id = ensure_tables(&database, &path)?;
-        Ok(Embedded { path, database: RwLock::new(Some(database)), store_id: store_id.into(), keep: keep.max(1) })
-    }
-
     fn read<T>(&self, with: impl FnOnce(&ReadTransaction) -> Result<T, Failure>) -> Result<T, Error> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let result = match database.as_ref() {
@@ -76,35 +89,78 @@ impl Embedded {
         result.map_err(|failure| failure.on("read", &self.path))
     }
 
-    fn write(&self, changes: &[Change]) -> Result<u64, Failure> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = database.as_ref() else { return Err(Failure::from(redb::Error::DatabaseClosed)) };
-        let transaction = database.begin_write()?;
-        let compacted = write_changes(&transaction, changes, self.keep)?;
-        transaction.commit()?;
-        Ok(compacted)
+    /// Runs a transaction and commits it, unless it says that nothing changed. After an error the file is opened anew.
+    fn write<T>(&self, with: impl FnOnce(&WriteTransaction) -> Result<(T, bool), Failure>) -> Result<T, Error> {
+        let run = || -> Result<T, Failure> {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = database.as_ref() else { return Err(Failure::from(redb::Error::DatabaseClosed)) };
+            let transaction = database.begin_write()?;
+            let (value, has_changed) = with(&transaction)?;
+            if has_changed {
+                transaction.commit()?;
+            } else {
+                transaction.abort()?;
+            }
+            Ok(value)
+        };
+        run().map_err(|failure| {
+            let error = failure.on("write to", &self.path);
+            if let Err(error) = self.reopen() {
+                tracing::error!(error = %crate::chain(&error), "the store stays closed");
+            }
+            error
+        })
     }
 
     /// After a failed write redb refuses all further ones until the file is opened anew.
-    fn reopen(&self) {
+    fn reopen(&self) -> Result<(), Error> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         // Closed first: the file is locked against a second opening.
         drop(database.take());
-        match open_database(&self.path) {
-            Ok(opened) => *database = Some(opened),
-            Err(error) => tracing::error!(error = %crate::chain(&error), "the store stays closed"),
-        }
+        let acknowledged = Watermark::read(&self.data_dir)?;
+        *database = Some(open_sound(&self.path, acknowledged.as_ref(), false)?.0);
+        Ok(())
+    }
+
+    fn commit_at(&self, changes: &[Change], now: SystemTime) -> Result<u64, Error> {
+        let kept = self.write(|transaction| {
+            let revision = write_changes(transaction, changes)?;
+            compaction::note_time(transaction, revision, now)?;
+            let limit = compaction::share_of(changes.len());
+            Ok((compaction::remove_excess(transaction, &self.retention, now, limit)?, true))
+        })?;
+        self.watermark.raise(kept.revision);
+        self.set_kept(kept);
+        Ok(kept.compacted)
+    }
+
+    fn compact_at(&self, now: SystemTime) -> Result<Compaction, Error> {
+        let before = self.kept().compacted;
+        let kept = self.write(|transaction| {
+            let kept = compaction::remove_excess(transaction, &self.retention, now, REMOVED_AT_ONCE)?;
+            Ok((kept, kept.compacted > before))
+        })?;
+        self.set_kept(kept);
+        Ok(Compaction { compacted: kept.compacted, has_more: kept.has_excess })
+    }
+
+    fn kept(&self) -> Kept {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_kept(&self, kept: Kept) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
     }
 }
 
 impl Store for Embedded {
     fn position(&self) -> Result<Position, Error> {
-        self.read(|transaction| self.position_in(transaction))
+        self.read(|transaction| position_in(transaction, &self.store_id))
     }
 
     fn load(&self) -> Result<(Position, Vec<Record>), Error> {
         self.read(|transaction| {
-            let position = self.position_in(transaction)?;
+            let position = position_in(transaction, &self.store_id)?;
             let mut records = Vec::new();
             for entry in transaction.open_table(OBJECTS)?.iter()? {
                 let (path, value) = entry?;
@@ -123,16 +179,16 @@ impl Store for Embedded {
     }
 
     fn commit(&self, changes: &[Change]) -> Result<u64, Error> {
-        self.write(changes).map_err(|failure| {
-            let error = failure.on("write to", &self.path);
-            self.reopen();
-            error
-        })
+        self.commit_at(changes, SystemTime::now())
+    }
+
+    fn compact(&self) -> Result<Compaction, Error> {
+        self.compact_at(SystemTime::now())
     }
 
     fn history(&self, after: u64, limit: usize) -> Result<History, Error> {
         self.read(|transaction| {
-            let position = self.position_in(transaction)?;
+            let position = position_in(transaction, &self.store_id)?;
             if after < position.compacted {
                 return Ok(History::Compacted(position.compacted));
             }
@@ -151,76 +207,52 @@ impl Store for Embedded {
             Ok(History::Changes(changes))
         })
     }
-}
 
-impl Embedded {
-    fn position_in(&self, transaction: &ReadTransaction) -> Result<Position, Failure> {
-        let meta = transaction.open_table(META)?;
-        let number = |name: &str| -> Result<u64, Failure> {
-            let value = meta.get(name)?.map(|guard| guard.value());
-            value.ok_or_else(|| Failure::Damaged(format!("{name} is missing")))
-        };
-        let position =
-            Position { store_id: self.store_id.clone(), revision: number(REVISION)?, compacted: number(COMPACTED)? };
-        let newest = transaction.open_table(HISTORY)?.last()?.map_or(0, |(revision, _)| revision.value());
-        if newest != position.revision {
-            return Err(Failure::Damaged(format!(
-                "the newest change is of revision {newest}, the store at {}",
-                position.revision
-            )));
+    fn recover(&self) -> Result<Position, Error> {
+        let is_open = self.is_open();
+        if !is_open {
+            self.reopen()?;
         }
-        Ok(position)
+        self.write(|transaction| {
+            transaction.open_table(PROBE)?.insert(0, vec![0; PROBE_BYTES].as_slice())?;
+            Ok(((), true))
+        })?;
+        self.write(|transaction| Ok(((), transaction.delete_table(PROBE)?)))?;
+        self.position()
+    }
+
+    fn is_open(&self) -> bool {
+        self.database.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn usage(&self) -> Usage {
+        let kept = self.kept();
+        Usage {
+            // It can't be told while the file is out of reach, which other figures say.
+            file_bytes: fs::metadata(&self.path).map_or(0, |metadata| metadata.len()),
+            history_changes: kept.revision - kept.compacted,
+            history_bytes: kept.bytes,
+        }
     }
 }
 
-fn open_database(path: &Path) -> Result<Database, Error> {
-    let opened = Database::builder().set_cache_size(CACHE_BYTES).create(path);
-    opened.map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => Error::InUse { path: path.to_owned() },
-        DatabaseError::Storage(redb::StorageError::Io(source)) if source.kind() == io::ErrorKind::InvalidData => {
-            Error::Damaged { path: path.to_owned(), what: format!("it is no redb file ({source})") }
-        }
-        DatabaseError::Storage(redb::StorageError::Corrupted(what)) => Error::Damaged { path: path.to_owned(), what },
-        other => Error::Open { path: path.to_owned(), source: Box::new(other.into()) },
-    })
-}
-
-/// Makes the tables of a new store; checks that an existing one can be read by this version. Returns the store's id.
-fn ensure_tables(database: &Database, path: &Path) -> Result<String, Error> {
-    let ensure = || -> Result<String, Failure> {
-        let transaction = database.begin_write()?;
-        let id = {
-            transaction.open_table(OBJECTS)?;
-            transaction.open_table(HISTORY)?;
-            let mut meta = transaction.open_table(META)?;
-            let mut identity = transaction.open_table(IDENTITY)?;
-            let format = meta.get(FORMAT)?.map(|guard| guard.value());
-            let id = identity.get(STORE_ID)?.map(|guard| guard.value().to_owned());
-            match (format, id) {
-                (Some(FORMAT_VERSION), Some(id)) => id,
-                (None, None) => {
-                    let id = uuid::Uuid::new_v4().to_string();
-                    identity.insert(STORE_ID, id.as_str())?;
-                    for (name, value) in [(FORMAT, FORMAT_VERSION), (REVISION, 0), (COMPACTED, 0)] {
-                        meta.insert(name, value)?;
-                    }
-                    id
-                }
-                (Some(other), _) if other != FORMAT_VERSION => {
-                    return Err(Failure::Damaged(format!(
-                        "it has format {other}, this version reads format {FORMAT_VERSION}"
-                    )));
-                }
-                _ => return Err(Failure::Damaged(format!("{STORE_ID} or {FORMAT} is missing"))),
-            }
-        };
-        transaction.commit()?;
-        Ok(id)
+fn position_in(transaction: &ReadTransaction, store_id: &Arc<str>) -> Result<Position, Failure> {
+    let meta = transaction.open_table(META)?;
+    let number = |name: &str| -> Result<u64, Failure> {
+        let value = meta.get(name)?.map(|guard| guard.value());
+        value.ok_or_else(|| Failure::Damaged(format!("{name} is missing")))
     };
-    ensure().map_err(|failure| failure.on("write to", path))
+    let position = Position { store_id: store_id.clone(), revision: number(REVISION)?, compacted: number(COMPACTED)? };
+    let newest = transaction.open_table(HISTORY)?.last()?.map_or(0, |(revision, _)| revision.value());
+    if newest != position.revision {
+        let what = format!("the newest change is of revision {newest}, the store at {}", position.revision);
+        return Err(Failure::Damaged(what));
+    }
+    Ok(position)
 }
 
-fn write_changes(transaction: &WriteTransaction, changes: &[Change], keep: u64) -> Result<u64, Failure> {
+/// Returns the newest revision.
+fn write_changes(transaction: &WriteTransaction, changes: &[Change]) -> Result<u64, Failure> {
     let mut objects = transaction.open_table(OBJECTS)?;
     let mut history = transaction.open_table(HISTORY)?;
     let mut meta = transaction.open_table(META)?;
@@ -228,7 +260,7 @@ fn write_changes(transaction: &WriteTransaction, changes: &[Change], keep: u64) 
         Ok(table.get(name)?.map_or(0, |guard| guard.value()))
     };
     let mut revision = stored(&meta, REVISION)?;
-    let mut compacted = stored(&meta, COMPACTED)?;
+    let mut bytes = stored(&meta, HISTORY_BYTES)?;
     for change in changes {
         revision += 1;
         if change.revision() != revision {
@@ -239,25 +271,22 @@ fn write_changes(transaction: &WriteTransaction, changes: &[Change], keep: u64) 
             )));
         }
         let path = path_of(change.key());
-        match change {
+        let json = match change {
             Change::Apply(record) => {
                 objects.insert(path.as_str(), (revision, &*record.json))?;
-                history.insert(revision, (path.as_str(), Some(&*record.json)))?;
+                Some(&*record.json)
             }
             Change::Delete { .. } => {
                 objects.remove(path.as_str())?;
-                history.insert(revision, (path.as_str(), None))?;
+                None
             }
-        }
-    }
-    let excess = revision.saturating_sub(compacted).saturating_sub(keep);
-    if excess >= COMPACT_EVERY.min(keep) && excess > 0 {
-        compacted += excess;
-        history.retain_in(..=compacted, |_, _| false)?;
-        meta.insert(COMPACTED, compacted)?;
+        };
+        history.insert(revision, (path.as_str(), json))?;
+        bytes += compaction::size(&path, json);
     }
     meta.insert(REVISION, revision)?;
-    Ok(compacted)
+    meta.insert(HISTORY_BYTES, bytes)?;
+    Ok(revision)
 }
 
 fn key_at(path: &str) -> Result<tollgate_api::v1::Key, Failure> {
@@ -291,10 +320,16 @@ impl Failure {
             Failure::Damaged(what) => damaged(what),
             Failure::Redb(source) => match *source {
                 redb::Error::Corrupted(what) => damaged(what),
+                redb::Error::TableDoesNotExist(name) => damaged(format!("it has no table {name:?}")),
+                redb::Error::Io(error) if is_full(&error) => Error::Full { path: path.to_owned(), source: error },
                 source => Error::Io { action, path: path.to_owned(), source: Box::new(source) },
             },
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]
