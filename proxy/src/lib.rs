@@ -12,6 +12,7 @@
 //! - [`sync`]: the reconcile loop; the only part that knows both the model and a backend.
 //! - [`backend`]: how a snapshot becomes kernel objects, by mode.
 //! - [`conntrack`]: stale UDP flows.
+//! - [`dump`]: what the kernel holds, printed by Service port.
 //! - [`node`], [`address`]: this node's object and its own addresses.
 //! - [`health`], [`metrics`]: what the outside can ask.
 
@@ -33,6 +34,7 @@ pub mod address;
 pub mod backend;
 pub mod config;
 pub mod conntrack;
+pub mod dump;
 pub mod health;
 pub mod metrics;
 pub mod node;

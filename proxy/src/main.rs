@@ -1,13 +1,14 @@
 //! `tollgate-proxy`: flags, and what to do with them.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use tollgate_proxy::backend::{self, Mode, NodeConfig};
+use tollgate_proxy::backend::{self, Mode, NodeConfig, Observed};
 use tollgate_proxy::config::{Config, Settings};
+use tollgate_proxy::dump;
 use tracing_subscriber::EnvFilter;
 
 /// Makes the kernel of this node balance every Service address over its endpoints.
@@ -30,15 +31,31 @@ struct Cli {
 enum Command {
     /// Remove all that any mode of Tollgate made on this node, and only that.
     Cleanup,
+    /// Print what the kernel of this node holds, by Service port. It needs no running daemon, and changes nothing.
+    Dump {
+        /// Of that mode alone [default: of every mode that has something there].
+        #[arg(long, value_enum)]
+        proxy_mode: Option<Mode>,
+        /// For people or for programs.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Output {
+    Table,
+    Json,
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("TOLLGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let is_terminal = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(std::io::stderr).init();
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(io::stderr).init();
     let result = match cli.command {
         Some(Command::Cleanup) => cleanup(),
+        Some(Command::Dump { proxy_mode, output }) => print_dump(proxy_mode, output),
         None => run(&cli.flags, cli.config),
     };
     match result {
@@ -69,4 +86,38 @@ fn cleanup() -> Result<()> {
     }
     println!("removed all that is Tollgate's");
     Ok(())
+}
+
+fn print_dump(mode: Option<Mode>, output: Output) -> Result<()> {
+    let observe = |mode: Mode| {
+        let backend = backend::open_for_cleanup(mode, NodeConfig::default())?;
+        backend.observe()
+    };
+    let mut observed = Vec::new();
+    for each in Mode::ALL.into_iter().filter(|each| mode.is_none_or(|mode| mode == *each)) {
+        match observe(each) {
+            Ok(found) if found == Observed::default() => {}
+            Ok(found) => observed.push((each, found)),
+            // Where no mode was asked for, one whose commands are not even installed is not in use.
+            Err(error) if mode.is_none() => tracing::warn!(error = %chain(&error), "cannot look for the mode {each}"),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read what the mode {each} has in the kernel"));
+            }
+        }
+    }
+    let text = match output {
+        Output::Table => dump::table(&observed),
+        Output::Json => format!("{:#}\n", dump::json(&observed)),
+    };
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &backend::Error) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -26,7 +26,7 @@ mod netns;
 mod sample;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 19] = [
+    let tests: [(&str, fn()); 20] = [
         ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
         ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
         ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         ("a_node_s_addresses_and_pod_ranges_are_followed", a_node_s_addresses_and_pod_ranges_are_followed),
         ("what_local_pods_are_told_by_is_changed_by_a_restart", what_local_pods_are_told_by_is_changed_by_a_restart),
         ("what_is_observed_is_what_was_synced", what_is_observed_is_what_was_synced),
+        ("a_dump_needs_no_daemon", a_dump_needs_no_daemon),
         ("foreign_tables_are_untouched", foreign_tables_are_untouched),
         ("cleanup_is_complete_and_idempotent", cleanup_is_complete_and_idempotent),
         ("a_family_that_the_node_lacks_has_no_table", a_family_that_the_node_lacks_has_no_table),
@@ -425,6 +426,32 @@ fn what_is_observed_is_what_was_synced() {
     assert_eq!((&local.cluster, &local.local), (&None, &Some(ObservedPool::Endpoints(at(&[9])))));
     assert_eq!(local.frontends, [frontend(ObservedOrigin::ClusterIp, Some("10.96.0.4"), 80)]);
     assert_eq!(found("test/empty").cluster, Some(ObservedPool::Reject));
+}
+
+fn a_dump_needs_no_daemon() {
+    let dump = |arguments: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate-proxy"));
+        let output = command.arg("dump").args(arguments.split_whitespace()).output().unwrap();
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(dump(""), "the kernel holds nothing of Tollgate's\n");
+    sync(&mut open(), &on_node(snapshot(services()), &["192.0.2.1"], &[]), Scope::Full);
+    let table = dump("");
+    assert!(table.starts_with("mode nftables, NodePorts answer on 192.0.2.1\n"), "{table}");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
+    let edge: Vec<_> = table.lines().map(words).filter(|line| line.starts_with("test/edge udp IPv4 ")).collect();
+    let expected = [
+        "External 203.0.113.8:80 Local 0 10800s",
+        "External 203.0.113.108:80 Local 0 10800s 192.0.2.0/24,198.51.100.7/32",
+        "NodePort *:30008 Local 0 10800s",
+        "endpoint 10.244.0.3:8080 Cluster",
+        "endpoint 10.244.0.4:8080 Cluster",
+        "endpoint 10.244.0.5:8080 Cluster,Local",
+    ];
+    assert_eq!(edge, expected.map(|rest| format!("test/edge udp IPv4 {rest}")));
+    let json: serde_json::Value = serde_json::from_str(&dump("-o json --proxy-mode nftables")).unwrap();
+    assert_eq!(json["modes"][0]["servicePorts"].as_array().unwrap().len(), 16);
 }
 
 fn foreign_tables_are_untouched() {
