@@ -34,6 +34,12 @@ async fn what_must_stay_stays() {
     let give_up = "spec.ipFamilyPolicy: \"PreferDualStack\": must be SingleStack to give up the second family";
     let rows = vec![
         ("another address", single(), service(json!({"clusterIP": "10.96.0.10"})), vec![address.as_str()]),
+        (
+            "another address, written over the one that was read",
+            single(),
+            service(json!({"clusterIP": "10.96.0.10", "clusterIPs": ["10.96.0.9"]})),
+            vec![&address],
+        ),
         ("headless", single(), service(json!({"clusterIP": "None"})), vec![&headless]),
         ("no longer headless", service(json!({"clusterIP": "None"})), single(), vec![&from_headless]),
         ("another second address", dual(), service(json!({"clusterIPs": ["10.96.0.9", "fd00:96::a"]})), vec![&second]),
