@@ -1,12 +1,16 @@
 //! What a Service's slices are to become: a pure function of the Service, its pods and the slices as they are.
 //!
-//! Slices are filled, never rebalanced: an endpoint stays in the slice where it is. What is new goes, in this order, to
+//! An endpoint stays in the slice where it is. What is new goes, in this order, to
 //! ```text
 //!  1. slices that must be written anyway        a change of one pod is one write
 //!  2. the fullest slice that has room for all   one more write
 //!  3. slices with room, the emptiest first      no new slice while there is room
 //!  4. new slices
 //! ```
+//! Kubernetes never rebalances slices, and a Service that had thousands of pods once may keep as many slices with an
+//! endpoint or two. Here, where there are more than twice as many slices as it takes, each slice that is written anyway
+//! takes the endpoints of another one along, which is deleted: no slice is ever written for the sake of order.
+//!
 //! A slice whose ports no pod has any more is written over with the new ports rather than deleted, so that a change of
 //! the Service's ports leaves no moment without endpoints.
 //!
@@ -145,7 +149,33 @@ fn fill<'a>(
         bin.take(&mut left);
         bins.push(bin);
     }
+    pack(&mut bins);
     bins
+}
+
+/// Where slices are sparse, empties one into each that is written anyway.
+fn pack(bins: &mut [Bin<'_>]) {
+    let endpoints: usize = bins.iter().map(|bin| bin.endpoints.len()).sum();
+    let mut surplus = bins.len().saturating_sub(2 * endpoints.div_ceil(MOST_ENDPOINTS));
+    // Those that are empty go without this.
+    surplus = surplus.saturating_sub(bins.iter().filter(|bin| bin.endpoints.is_empty()).count());
+    for target in 0..bins.len() {
+        if surplus == 0 {
+            return;
+        }
+        if !bins[target].is_changed || bins[target].endpoints.is_empty() {
+            continue;
+        }
+        let room = bins[target].room();
+        let others = (0..bins.len()).filter(|other| *other != target);
+        let fits = |other: &usize| (1..=room).contains(&bins[*other].endpoints.len());
+        if let Some(emptiest) = others.filter(fits).min_by_key(|other| bins[*other].endpoints.len()) {
+            let moved = std::mem::take(&mut bins[emptiest].endpoints);
+            bins[emptiest].is_changed = true;
+            bins[target].endpoints.extend(moved);
+            surplus -= 1;
+        }
+    }
 }
 
 // === impl Bin ===

@@ -297,25 +297,24 @@ fn a_service_that_is_to_have_no_slices_loses_them() {
     }
 }
 
+/// Pods whose names begin with a letter: `a-0`, `a-1`, ...
+fn pods(groups: &[(char, usize)]) -> Vec<Pod> {
+    groups.iter().flat_map(|(letter, count)| (0..*count).map(move |n| pod(&format!("{letter}-{n}"), |_| {}))).collect()
+}
+
+/// One slice for each letter.
+fn slices(service: &Service, groups: &[(char, usize)]) -> Vec<EndpointSlice> {
+    let slice = |group: &(char, usize)| {
+        let mut slice = planned(service, &pods(&[*group]), &[]).apply.remove(0);
+        slice.metadata.name = Some(group.0.to_string());
+        slice
+    };
+    groups.iter().map(slice).collect()
+}
+
 #[test]
 fn what_is_new_goes_where_a_write_is_due_or_the_fullest_has_room() {
-    /// Pods whose names begin with a letter: `a-0`, `a-1`, ...
-    fn pods(groups: &[(char, usize)]) -> Vec<Pod> {
-        groups
-            .iter()
-            .flat_map(|(letter, count)| (0..*count).map(move |n| pod(&format!("{letter}-{n}"), |_| {})))
-            .collect()
-    }
     let service = service(json!({}));
-    // One slice for each letter.
-    let slices = |groups: &[(char, usize)]| -> Vec<EndpointSlice> {
-        let slice = |group: &(char, usize)| {
-            let mut slice = planned(&service, &pods(&[*group]), &[]).apply.remove(0);
-            slice.metadata.name = Some(group.0.to_string());
-            slice
-        };
-        groups.iter().map(slice).collect()
-    };
     type Groups<'a> = &'a [(char, usize)];
     type Row<'a> = (&'a str, Groups<'a>, Groups<'a>, &'a [&'a str], &'a [&'a str]);
     let rows: [Row<'_>; 6] = [
@@ -333,11 +332,52 @@ fn what_is_new_goes_where_a_write_is_due_or_the_fullest_has_room() {
         ("no room", &[('a', 100)], &[('a', 100), ('n', 101)], &["new", "new"], &[]),
     ];
     for (name, before, after, applied, deleted) in rows {
-        let existing = slices(before);
+        let existing = slices(&service, before);
         let plan = planned(&service, &pods(after), &existing);
         let mut names: Vec<&str> =
             plan.apply.iter().map(|slice| slice.metadata.name.as_deref().unwrap_or("new")).collect();
         names.sort_unstable();
         assert_eq!((&names[..], plan.delete), (applied, deleted.iter().map(ToString::to_string).collect()), "{name}");
+    }
+}
+
+#[test]
+fn sparse_slices_are_packed_with_writes_that_are_due_anyway() {
+    let service = service(json!({}));
+    let groups: Vec<(char, usize)> = ('a'..='j').map(|letter| (letter, 2)).collect();
+    let mut existing = slices(&service, &groups);
+    // Nothing is due: nothing is written for the sake of order.
+    assert_eq!(planned(&service, &pods(&groups), &existing), Plan::default());
+    let mut changed = pods(&groups);
+    let mut counts = Vec::new();
+    for n in 0..12 {
+        let ready = changed[n].is_ready;
+        changed[n].is_ready = !ready;
+        let plan = planned(&service, &changed, &existing);
+        assert_eq!(plan.apply.len(), 1, "{plan:?}");
+        existing = carried_out(plan, &existing);
+        counts.push(existing.len());
+    }
+    // Twice as many as it takes may stay.
+    assert_eq!(counts, [9, 8, 7, 6, 5, 4, 3, 2, 2, 2, 2, 2]);
+    let mut held: Vec<String> = existing
+        .iter()
+        .flat_map(|slice| slice.endpoints.iter().flatten())
+        .map(|end| pod_of(end).unwrap().to_owned())
+        .collect();
+    held.sort();
+    assert_eq!(held, pods(&groups).iter().map(|pod| pod.name.clone()).collect::<Vec<_>>());
+}
+
+#[test]
+fn slices_that_are_full_enough_are_not_packed() {
+    let service = service(json!({}));
+    // Five for 201 endpoints, which take three; and two that would not fit into one.
+    for groups in [&[('a', 90), ('b', 80), ('c', 20), ('d', 10), ('e', 1)][..], &[('a', 60), ('b', 60)]] {
+        let existing = slices(&service, groups);
+        let mut changed = pods(groups);
+        changed[0].is_ready = false;
+        let plan = planned(&service, &changed, &existing);
+        assert_eq!((plan.apply.len(), plan.delete.len()), (1, 0), "{groups:?}");
     }
 }
