@@ -115,7 +115,8 @@ impl ServicePort {
         ServicePort {
             name: port.name.unwrap_or_default(),
             protocol: port.protocol.unwrap_or_else(|| DEFAULT_PROTOCOL.to_owned()),
-            app_protocol: port.app_protocol,
+            // A store of an earlier version may hold one that slices must not have.
+            app_protocol: port.app_protocol.filter(|protocol| name::check_qualified_name(protocol).is_ok()),
             target: match port.target_port {
                 Some(IntOrString::Int(number)) => Target::Number(number),
                 Some(IntOrString::String(name)) => Target::Name(name),
@@ -162,7 +163,7 @@ impl Pod {
 fn addresses(status: &core::PodStatus) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     let texts = status.pod_ips.iter().flatten().map(|pod_ip| pod_ip.ip.as_str()).chain(status.pod_ip.as_deref());
-    for address in texts.filter_map(|text| text.parse().ok()) {
+    for address in texts.filter_map(|text| name::parse_ip(text).ok()) {
         let is_new = addresses.iter().all(|known| IpFamily::of(*known) != IpFamily::of(address));
         if is_new && name::check_routable(address).is_ok() {
             addresses.push(address);

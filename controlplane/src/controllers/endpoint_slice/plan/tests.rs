@@ -139,6 +139,12 @@ fn endpoints_follow_from_service_and_pod() {
         ("no address", json!({}), |pod| pod["status"]["podIPs"] = json!([]), none),
         ("no status", json!({}), |pod| pod["status"] = json!({}), none),
         ("no routable address", json!({}), |pod| pod["status"]["podIPs"] = json!([{"ip": "127.0.0.1"}]), none),
+        (
+            "IPv4 in the clothes of IPv6",
+            json!({"ipFamilies": ["IPv6"]}),
+            |pod| pod["status"]["podIPs"] = json!([{"ip": "::ffff:10.0.0.1"}]),
+            none,
+        ),
         ("podIP alone", json!({}), |pod| pod["status"] = json!({"podIP": "10.0.0.7"}), &["IPv4 /TCP=80: 10.0.0.7 "]),
         (
             "host network",
@@ -193,6 +199,15 @@ fn endpoints_follow_from_service_and_pod() {
         assert_eq!(shown(&plan.apply), expected, "{name}");
         let slices = carried_out(plan, &[]);
         assert_eq!(planned(&service, &[pod("a", change)], &slices), Plan::default(), "{name}, again");
+    }
+}
+
+#[test]
+fn an_app_protocol_goes_along_if_a_slice_may_have_it() {
+    for (given, expected) in [("kubernetes.io/h2c", Some("kubernetes.io/h2c")), ("a b", None)] {
+        let service = service(json!({"ports": [{"port": 80, "appProtocol": given}]}));
+        let plan = planned(&service, &[pod("a", |_| {})], &[]);
+        assert_eq!(plan.apply[0].ports.as_ref().unwrap()[0].app_protocol.as_deref(), expected, "{given}");
     }
 }
 
@@ -372,12 +387,16 @@ fn sparse_slices_are_packed_with_writes_that_are_due_anyway() {
 #[test]
 fn slices_that_are_full_enough_are_not_packed() {
     let service = service(json!({}));
-    // Five for 201 endpoints, which take three; and two that would not fit into one.
-    for groups in [&[('a', 90), ('b', 80), ('c', 20), ('d', 10), ('e', 1)][..], &[('a', 60), ('b', 60)]] {
+    let rows: [(&str, &[(char, usize)]); 3] = [
+        ("five for 201 endpoints, which take three", &[('a', 90), ('b', 80), ('c', 20), ('d', 10), ('e', 1)]),
+        ("two that would not fit into one", &[('a', 60), ('b', 60)]),
+        ("six for 150, of which none fits", &[('a', 95), ('b', 11), ('c', 11), ('d', 11), ('e', 11), ('f', 11)]),
+    ];
+    for (name, groups) in rows {
         let existing = slices(&service, groups);
         let mut changed = pods(groups);
         changed[0].is_ready = false;
         let plan = planned(&service, &changed, &existing);
-        assert_eq!((plan.apply.len(), plan.delete.len()), (1, 0), "{groups:?}");
+        assert_eq!((plan.apply.len(), plan.delete.len()), (1, 0), "{name}");
     }
 }
