@@ -14,6 +14,7 @@ use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::{IpFamily, Protocol};
 use tollgate_model::service::{SessionAffinity, TrafficPolicy};
 use tollgate_model::snapshot::{ServicePort, Snapshot, SourceRanges};
+use tollgate_proxy::backend::forward::{DropPolicy, drop_policies};
 use tollgate_proxy::backend::nftables::Nftables;
 use tollgate_proxy::backend::{
     Backend, DetectLocal, NodeConfig, ObservedFrontend, ObservedOrigin, ObservedPool, Report, Scope,
@@ -26,7 +27,7 @@ mod netns;
 mod sample;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 20] = [
+    let tests: [(&str, fn()); 21] = [
         ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
         ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
         ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         ("what_local_pods_are_told_by_is_changed_by_a_restart", what_local_pods_are_told_by_is_changed_by_a_restart),
         ("what_is_observed_is_what_was_synced", what_is_observed_is_what_was_synced),
         ("a_dump_needs_no_daemon", a_dump_needs_no_daemon),
+        ("policies_that_drop_forwarded_packets_are_found", policies_that_drop_forwarded_packets_are_found),
         ("foreign_tables_are_untouched", foreign_tables_are_untouched),
         ("cleanup_is_complete_and_idempotent", cleanup_is_complete_and_idempotent),
         ("a_family_that_the_node_lacks_has_no_table", a_family_that_the_node_lacks_has_no_table),
@@ -452,6 +454,22 @@ fn a_dump_needs_no_daemon() {
     assert_eq!(edge, expected.map(|rest| format!("test/edge udp IPv4 {rest}")));
     let json: serde_json::Value = serde_json::from_str(&dump("-o json --proxy-mode nftables")).unwrap();
     assert_eq!(json["modes"][0]["servicePorts"].as_array().unwrap().len(), 16);
+}
+
+fn policies_that_drop_forwarded_packets_are_found() {
+    let found = || -> Vec<_> {
+        drop_policies(&IpFamily::ALL)
+            .into_iter()
+            .map(|DropPolicy { chain, remedy }| format!("{chain}: {remedy}"))
+            .collect()
+    };
+    sync(&mut open(), &snapshot(services()), Scope::Full);
+    assert_eq!(found(), Vec::<String>::new(), "ours accepts");
+    nft("add table inet firewall");
+    nft("add chain inet firewall gate { type filter hook forward priority 10; policy drop; }");
+    let expected = "the nftables chain inet firewall gate: nft insert rule inet firewall gate ct status dnat accept";
+    assert_eq!(found(), [expected]);
+    nft(expected.split_once(": nft ").unwrap().1);
 }
 
 fn foreign_tables_are_untouched() {

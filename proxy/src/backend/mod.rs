@@ -14,6 +14,7 @@ use tollgate_model::snapshot::Snapshot;
 use crate::conntrack::StaleFlows;
 
 pub mod bridge;
+pub mod forward;
 pub mod nftables;
 
 /// The mechanism that balances Services, picked by `--proxy-mode`.

@@ -29,7 +29,7 @@ use self::object::{Chain, Key, Objects, SetName, Value};
 use self::plan::{Edit, Plan};
 use self::readback::Listed;
 use self::transaction::TableChanges;
-use super::{Backend, DetectLocal, NodeConfig, Observed, Report, Scope, bridge};
+use super::{Backend, DetectLocal, NodeConfig, Observed, Report, Scope, bridge, forward};
 use crate::conntrack;
 
 pub use self::kernel::Error as NftError;
@@ -125,6 +125,7 @@ impl Nftables {
             checked.map_err(|source| Error::Unsupported { family, source })?;
         }
         bridge::ensure_calls_netfilter(&config.families)?;
+        forward::warn_of_drop_policies(&config.families);
         Ok(backend)
     }
 
