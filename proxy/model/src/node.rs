@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 
 use crate::name::{IpFamily, NamespacedName};
-use crate::object::{InvalidObject, Kind, Reader};
+use crate::object::{InvalidObject, Kind, Reader, is_special};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The cluster autoscaler's announcement that it will remove the node; kube-proxy's `/healthz` heeds it as well.
@@ -31,6 +31,14 @@ pub struct Node {
 pub struct NodeAddresses {
     /// In the order of the interfaces: without a Node object, the first ordinary one of a family is its primary address.
     pub addresses: Vec<IpAddr>,
+}
+
+impl NodeAddresses {
+    /// The first of the family that others can reach.
+    #[must_use]
+    pub fn primary(&self, family: IpFamily) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|ip| IpFamily::from(*ip) == family && !is_special(*ip))
+    }
 }
 
 impl Node {

@@ -1,4 +1,5 @@
-//! Who holds an address and port, or a NodePort, that several Services may claim: the oldest of them.
+//! Who holds an address and port, or a NodePort, that several Services may claim: the oldest of them, but a cluster IP
+//! before all else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -15,9 +16,21 @@ pub(super) enum Claim {
     NodePort(u16, Protocol),
 }
 
-/// A Service with its age: the order is that of precedence, the older first.
+/// On what ground a Service claims something. The order is that of precedence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ground {
+    /// It is the Service's cluster IP, which the control plane allots. Whoever may write Services may list the cluster IP of
+    /// another among its external IPs (CVE-2020-8554); were age to decide, it would have the address as soon as the other
+    /// is made anew.
+    ClusterIp,
+    /// It says so.
+    Other,
+}
+
+/// A Service with its ground and its age: the order is that of precedence, the older first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Claimant {
+    pub(super) ground: Ground,
     pub(super) created: i64,
     pub(super) service: NamespacedName,
 }
@@ -51,23 +64,18 @@ impl Claims {
     /// whose holdings that changes.
     pub(super) fn replace(
         &mut self,
-        old: Option<(&Claimant, &BTreeSet<Claim>)>,
-        new: Option<(&Claimant, &BTreeSet<Claim>)>,
+        old: Option<&BTreeMap<Claim, Claimant>>,
+        new: Option<&BTreeMap<Claim, Claimant>>,
     ) -> Vec<NamespacedName> {
         let mut affected = Vec::new();
-        let is_same_claimant = old.map(|(claimant, _)| claimant) == new.map(|(claimant, _)| claimant);
-        let keeps = |other: Option<(&Claimant, &BTreeSet<Claim>)>, claim: &Claim| {
-            is_same_claimant && other.is_some_and(|(_, claims)| claims.contains(claim))
+        let is_in = |other: Option<&BTreeMap<Claim, Claimant>>, claim: &Claim, claimant: &Claimant| {
+            other.and_then(|claims| claims.get(claim)) == Some(claimant)
         };
-        if let Some((claimant, claims)) = old {
-            for claim in claims.iter().filter(|claim| !keeps(new, claim)) {
-                affected.extend(self.remove(claimant, *claim));
-            }
+        for (claim, claimant) in old.into_iter().flatten().filter(|(claim, claimant)| !is_in(new, claim, claimant)) {
+            affected.extend(self.remove(claimant, *claim));
         }
-        if let Some((claimant, claims)) = new {
-            for claim in claims.iter().filter(|claim| !keeps(old, claim)) {
-                affected.extend(self.add(claimant, *claim));
-            }
+        for (claim, claimant) in new.into_iter().flatten().filter(|(claim, claimant)| !is_in(old, claim, claimant)) {
+            affected.extend(self.add(claimant, *claim));
         }
         affected
     }
@@ -111,11 +119,13 @@ impl Claims {
             let reported = self.reported.get(&claim).map(Vec::as_slice).unwrap_or_default();
             let is_same_holder = reported.first() == Some(holder);
             for waiting in waiting.iter().filter(|waiting| !is_same_holder || !reported.contains(waiting)) {
+                let why =
+                    if holder.ground < waiting.ground { "has it as its cluster IP" } else { "is the older and has it" };
                 let (holder, waiting) = (&holder.service, &waiting.service);
                 tracing::warn!(
                     service = %holder,
                     refused = %waiting,
-                    "Services {holder} and {waiting} both claim {claim}: {holder} is the older and has it, \
+                    "Services {holder} and {waiting} both claim {claim}: {holder} {why}, \
                      {waiting} gets it when the other lets go",
                 );
             }

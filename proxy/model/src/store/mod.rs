@@ -30,7 +30,7 @@ use self::names::Names;
 use self::own::Own;
 use self::resolve::{Surroundings, claims_of, health_check, resolve};
 use crate::endpoint::EndpointSlice;
-use crate::name::{NamespacedName, Protocol, ServicePortName};
+use crate::name::{IpFamily, NamespacedName, Protocol, ServicePortName};
 use crate::node::{Node, NodeAddresses};
 use crate::object::{InvalidObject, Kind};
 use crate::service::Service;
@@ -45,6 +45,10 @@ pub struct StoreConfig {
     pub zone: Option<Arc<str>>,
     /// The node's addresses, the primary one of each family first. They take precedence over the Node object's.
     pub node_ips: Vec<IpAddr>,
+    /// Whether nobody keeps the Node object up to date. Then, of a family in which the node has lost all the addresses that
+    /// the object tells, the primary address is that of the interfaces. Otherwise the node has none until the object or the
+    /// interfaces change: NodePorts must not come up on a network for which nobody meant them.
+    pub node_object_ages: bool,
     /// On which of the node's addresses NodePorts answer.
     pub node_port_addresses: NodePortAddresses,
     /// Where given, external IPs elsewhere are not served: `spec.externalIPs` lets whoever may write a Service take any
@@ -72,6 +76,8 @@ pub struct Store {
     services: Kept<Service>,
     slices: Kept<EndpointSlice>,
     nodes: Kept<Node>,
+    /// Whether this node's Node object was there and has been deleted.
+    node_is_gone: bool,
     interfaces: Option<NodeAddresses>,
     /// Each Service with each of its slices, whether the Service exists or not.
     slices_by_owner: BTreeSet<(NamespacedName, Arc<str>)>,
@@ -99,6 +105,7 @@ impl Store {
             services: Kept::default(),
             slices: Kept::default(),
             nodes: Kept::default(),
+            node_is_gone: false,
             interfaces: None,
             slices_by_owner: BTreeSet::new(),
             claims: Claims::default(),
@@ -156,10 +163,11 @@ impl Store {
         self.nodes.get(&self.node_key())
     }
 
-    /// Whether this node is on its way out, so that load balancers should look elsewhere.
+    /// Whether this node is on its way out, so that load balancers should look elsewhere. A node that never had a Node
+    /// object is not; one whose object has been deleted is.
     #[must_use]
     pub fn node_is_being_deleted(&self) -> bool {
-        self.node().is_some_and(Node::is_being_deleted)
+        self.node().map_or(self.node_is_gone, Node::is_being_deleted)
     }
 
     fn node_key(&self) -> NamespacedName {
@@ -263,10 +271,7 @@ impl Store {
             }
             let old = old.map(|old| claims_of(&old, &self.config));
             let new = new.map(|new| claims_of(new, &self.config));
-            let affected = self.claims.replace(
-                old.as_ref().map(|(claimant, claims)| (claimant, claims)),
-                new.as_ref().map(|(claimant, claims)| (claimant, claims)),
-            );
+            let affected = self.claims.replace(old.as_ref(), new.as_ref());
             self.touched.extend(affected);
             self.touched.insert(name);
         }
@@ -298,6 +303,7 @@ impl Store {
             if self.nodes.set(&name, node).is_none() {
                 continue;
             }
+            self.node_is_gone = self.nodes.get(&name).is_none();
             if let Some(node) = self.nodes.get(&name) {
                 warn_of_rejected(node.rejected());
             }
@@ -323,9 +329,15 @@ impl Store {
         }
         self.snapshot.pod_cidrs = Arc::clone(&own.pod_cidrs);
         self.own = own;
-        let interfaces = self.interfaces.iter().flat_map(|interfaces| &interfaces.addresses);
-        let is_elsewhere = |ip: &&IpAddr| self.interfaces.is_some() && !interfaces.clone().any(|own| own == *ip);
-        for ip in self.own.primary.iter().flatten().filter(is_elsewhere) {
+        self.warn_of_addresses_elsewhere();
+    }
+
+    fn warn_of_addresses_elsewhere(&self) {
+        let Some(interfaces) = &self.interfaces else { return };
+        let aged = self.node().filter(|_| self.config.node_object_ages && self.config.node_ips.is_empty());
+        let in_object = IpFamily::ALL.map(|family| aged?.primary_address(family));
+        let told: BTreeSet<IpAddr> = self.own.primary.into_iter().chain(in_object).flatten().collect();
+        for ip in told.iter().filter(|ip| !interfaces.addresses.contains(ip)) {
             tracing::warn!(node = %self.config.node_name, "the node's address {ip} is on none of its interfaces");
         }
     }

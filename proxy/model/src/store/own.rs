@@ -33,7 +33,8 @@ impl Own {
     }
 }
 
-/// The flags know best, then the Node object, then the interfaces.
+/// The flags know best, then the Node object, then the interfaces. Where the Node object may have aged, what it says counts
+/// only while the node has that address.
 fn primary_address(
     config: &StoreConfig,
     node: Option<&Node>,
@@ -42,11 +43,17 @@ fn primary_address(
 ) -> Option<IpAddr> {
     let is_of_family = |ip: &IpAddr| IpFamily::from(*ip) == family;
     let configured = config.node_ips.iter().copied().find(is_of_family);
-    let on_interface = || {
-        let addresses = interfaces.iter().flat_map(|interfaces| &interfaces.addresses).copied();
-        addresses.filter(|ip| !is_special(*ip)).find(is_of_family)
+    let on_interface = || interfaces?.primary(family);
+    let is_here = |ip: &IpAddr| interfaces.is_none_or(|interfaces| interfaces.addresses.contains(ip));
+    let in_object = || {
+        let node = node?;
+        match config.node_object_ages {
+            true => node.addresses().find(|ip| is_of_family(ip) && is_here(ip)),
+            false => node.primary_address(family),
+        }
     };
-    configured.or_else(|| node?.primary_address(family)).or_else(on_interface)
+    let in_aged_object = || node?.primary_address(family);
+    configured.or_else(in_object).or_else(on_interface).or_else(in_aged_object)
 }
 
 /// Never a loopback address: that would need `route_localnet`, which opens the node's own loopback services to its

@@ -1,13 +1,13 @@
 //! From a Service, its slices and what it holds to its Service ports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::StoreConfig;
-use super::claims::{Claim, Claimant, Claims};
+use super::claims::{Claim, Claimant, Claims, Ground};
 use super::own::Own;
 use crate::endpoint::EndpointSlice;
 use crate::frontend::{Frontend, FrontendOrigin};
@@ -30,18 +30,21 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-/// The Service as a claimant, and all that it claims.
-pub(super) fn claims_of(service: &Service, config: &StoreConfig) -> (Claimant, BTreeSet<Claim>) {
-    let claimant = Claimant { created: service.created, service: service.name.clone() };
+/// All that the Service claims, and as whom.
+pub(super) fn claims_of(service: &Service, config: &StoreConfig) -> BTreeMap<Claim, Claimant> {
+    let claimant = |ground| Claimant { ground, created: service.created, service: service.name.clone() };
     let vips = vips(service, config);
-    let mut claims: BTreeSet<Claim> = service
-        .ports
-        .iter()
-        .flat_map(|port| vips.iter().map(|(ip, _)| Claim::Frontend(*ip, port.port, port.protocol)))
-        .collect();
-    claims.extend(service.ports.iter().filter_map(|port| Some(Claim::NodePort(port.node_port?, port.protocol))));
-    claims.extend(service.health_check_node_port.map(health_check_claim));
-    (claimant, claims)
+    let mut claims = BTreeMap::new();
+    for port in &service.ports {
+        claims.extend(vips.iter().map(|(ip, origin)| {
+            let ground = if *origin == FrontendOrigin::ClusterIp { Ground::ClusterIp } else { Ground::Other };
+            (Claim::Frontend(*ip, port.port, port.protocol), claimant(ground))
+        }));
+        let node_port = port.node_port.map(|node_port| Claim::NodePort(node_port, port.protocol));
+        claims.extend(node_port.map(|claim| (claim, claimant(Ground::Other))));
+    }
+    claims.extend(service.health_check_node_port.map(|port| (health_check_claim(port), claimant(Ground::Other))));
+    claims
 }
 
 /// The Service's ports, resolved; those that have no frontend and no NodePort are left out.

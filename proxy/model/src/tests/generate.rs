@@ -80,11 +80,13 @@ pub(super) fn configs() -> impl Strategy<Value = StoreConfig> {
         Just(NodePortAddresses::Within(vec!["192.0.2.0/31".parse().unwrap()])),
     ];
     let cidrs = option::of(Just(vec!["203.0.113.0/24".parse().unwrap()]));
-    (option::of(select(&ZONES[..])), node_port_addresses, cidrs, subsequence(&NODE_IPS[..], 0..=1)).prop_map(
-        |(zone, node_port_addresses, external_ip_cidrs, node_ips)| StoreConfig {
+    let node_ips = subsequence(&NODE_IPS[..], 0..=1);
+    (option::of(select(&ZONES[..])), node_port_addresses, cidrs, node_ips, any::<bool>()).prop_map(
+        |(zone, node_port_addresses, external_ip_cidrs, node_ips, node_object_ages)| StoreConfig {
             node_name: NODES[0].into(),
             zone: zone.map(Into::into),
             node_ips: node_ips.into_iter().map(ip).collect(),
+            node_object_ages,
             node_port_addresses,
             external_ip_cidrs,
         },

@@ -9,7 +9,7 @@ use super::build::*;
 use super::warnings::warnings;
 use crate::frontend::FrontendOrigin;
 use crate::name::{NamespacedName, Protocol};
-use crate::object::Kind;
+use crate::object::{InvalidObject, Kind};
 use crate::service::{SessionAffinity, TrafficPolicy};
 use crate::snapshot::ServicePort;
 use crate::store::{Event, NodePortAddresses, StoreConfig};
@@ -156,6 +156,61 @@ fn bad_object_isolated() {
     for (warned, expected) in warned.iter().zip(expected) {
         assert!(warned.contains(expected), "{warned}");
     }
+}
+
+#[test]
+fn bad_object_isolated_whatever_is_bad() {
+    let with_protocol = |protocol: &str| {
+        service("bad").on(&["10.96.0.9"]).with(|spec| {
+            spec.ports.as_mut().unwrap()[0].protocol = Some(protocol.into());
+        })
+    };
+    let mut icmp_slice = slice("bad-1", "bad", vec![at("10.0.0.9")]);
+    icmp_slice.ports.as_mut().unwrap()[0].protocol = Some("ICMP".into());
+    let on_node = |address: &str| slice("bad-1", "bad", vec![at(address)]);
+    let undecodable =
+        InvalidObject::undecodable(Kind::Service, NamespacedName::new("default", "bad"), "expected `,` at line 3");
+    let bad: [(Event, &str); 8] = [
+        (with_protocol("ICMP").into(), r#"spec.ports[0].protocol: "ICMP" is not known"#),
+        (icmp_slice.into(), r#"ports[0].protocol: "ICMP" is not known"#),
+        (on_node("127.0.0.1").into(), "127.0.0.1"),
+        (on_node("169.254.169.254").into(), "169.254.169.254"),
+        (on_node("fe80::1").into(), "fe80::1"),
+        (on_node("::1").into(), "::1"),
+        (service("bad").on(&["10.96.0.9"]).external_ips(&["127.0.0.1"]).into(), "spec.externalIPs[0]: 127.0.0.1"),
+        (Event::Invalid(undecodable), "cannot be decoded"),
+    ];
+    for (event, words) in bad {
+        let mut world = World::of(service("web").node_port(30080), vec![at("10.0.0.1")]);
+        let before = world.port("web");
+        let warned = warnings(|| {
+            world.apply(event);
+            world.apply(slice("web-1", "web", vec![at("10.0.0.1")]));
+        });
+        assert!(warned.len() == 1 && warned[0].contains("default/bad") && warned[0].contains(words), "{warned:#?}");
+        assert_eq!(world.port("web"), before, "{words}");
+        if let Some(bad) = world.find("bad") {
+            assert_eq!(frontends(&bad, FrontendOrigin::ExternalIp), [""; 0], "{words}");
+            assert_eq!((bad.v4.serving.len(), bad.v6.serving.len()), (0, 0), "{words}");
+        }
+    }
+}
+
+#[test]
+fn names_of_253_characters_are_fine() {
+    let name = "n".repeat(253);
+    let mut endpoints = slice(&format!("{}-1", "s".repeat(251)), &name, vec![at("10.0.0.1")]);
+    let port = format!("p{}", "-".repeat(252));
+    endpoints.ports.as_mut().unwrap()[0].name = Some(port.clone());
+    let long = service(&name).with(|spec| spec.ports.as_mut().unwrap()[0].name = Some(port.clone()));
+    let mut world = World::new();
+    let warned = warnings(|| {
+        world.apply(long);
+        world.apply(endpoints);
+        let snapshot = world.snapshot();
+        assert_eq!(ips(&snapshot.service_ports[&port_name(&name, &port, Protocol::Tcp)].v4.cluster), ["10.0.0.1"]);
+    });
+    assert!(warned.is_empty(), "{warned:#?}");
 }
 
 #[test]
@@ -407,6 +462,39 @@ fn nodeport_addresses() {
 }
 
 #[test]
+fn nodeport_addresses_where_nobody_keeps_the_node_object_up_to_date() {
+    let config = StoreConfig { node_object_ages: true, ..config() };
+    let mut world = World::with(config).and(node("a", &["192.0.2.7", "2001:db8::7"]));
+    let found = |world: &mut World| world.snapshot().node_port_addresses.iter().map(ToString::to_string).collect();
+    world.apply(interfaces(&["10.9.0.1", "192.0.2.7", "2001:db8::7"]));
+    let at_first: Vec<String> = found(&mut world);
+    assert_eq!(at_first, ["192.0.2.7", "2001:db8::7"], "what the object says, while it holds");
+    let warned = warnings(|| world.apply(interfaces(&["10.9.0.1", "2001:db8::7"])));
+    assert!(warned.len() == 1 && warned[0].contains("192.0.2.7"), "{warned:#?}");
+    assert_eq!(found(&mut world), ["10.9.0.1", "2001:db8::7"], "the node has another now");
+    world.apply(interfaces(&["192.0.2.8", "10.9.0.1"]));
+    assert_eq!(found(&mut world), ["192.0.2.8"], "the primary one among the interfaces, and none of a lost family");
+}
+
+#[test]
+fn healthz_of_a_node_that_is_being_deleted() {
+    let mut world = World::new();
+    assert!(!world.store.node_is_being_deleted(), "it never had a Node object");
+    world.apply(node("a", &["192.0.2.7"]));
+    assert!(!world.store.node_is_being_deleted());
+    let this = || NamespacedName::new("", "a");
+    world.apply(Event::Delete(Kind::Node, NamespacedName::new("", "b")));
+    assert!(!world.store.node_is_being_deleted(), "another is deleted");
+    world.apply(Event::Delete(Kind::Node, this()));
+    assert!(world.store.node_is_being_deleted());
+    world.apply(node("a", &["192.0.2.7"]));
+    assert!(!world.store.node_is_being_deleted(), "it is back");
+    world.apply(Event::Init(Kind::Node));
+    world.apply(Event::InitDone(Kind::Node));
+    assert!(world.store.node_is_being_deleted(), "a list without it");
+}
+
+#[test]
 fn node_ports_are_those_of_types_that_have_them() {
     assert_eq!(World::new().and(service("web").node_port(30080).of_type("ClusterIP")).port("web").node_port, None);
 }
@@ -516,11 +604,26 @@ fn frontend_conflict() {
 
 #[test]
 fn frontend_conflict_of_a_cluster_ip() {
-    let mut world = World::new()
-        .and(service("web").on(&["10.96.0.1"]).created(2))
-        .and(service("thief").on(&["10.96.0.2"]).external_ips(&["10.96.0.1"]).created(3));
-    assert_eq!(frontends(&world.port("web"), FrontendOrigin::ClusterIp), ["10.96.0.1:80/tcp"]);
-    assert_eq!(frontends(&world.port("thief"), FrontendOrigin::ExternalIp), [""; 0]);
+    let web = |created| service("web").on(&["10.96.0.1"]).created(created);
+    let thief = service("thief").on(&["10.96.0.2"]).external_ips(&["10.96.0.1"]).created(3);
+    let held = |world: &mut World, name: &str, origin| world.find(name).map(|port| frontends(&port, origin).len());
+    let mut world = World::new();
+    for created in [2, 4] {
+        let warned = warnings(|| {
+            world.apply(thief.clone());
+            world.apply(web(created));
+            assert_eq!(held(&mut world, "web", FrontendOrigin::ClusterIp), Some(1), "whoever is older");
+            assert_eq!(held(&mut world, "thief", FrontendOrigin::ExternalIp), Some(0));
+        });
+        assert!(
+            warned.len() == 1
+                && warned[0].contains("Services default/web and default/thief both claim 10.96.0.1:80/tcp")
+                && warned[0].contains("default/web has it as its cluster IP"),
+            "{warned:#?}"
+        );
+        world.delete(Kind::Service, "web");
+        assert_eq!(held(&mut world, "thief", FrontendOrigin::ExternalIp), Some(1), "nobody else has it");
+    }
 }
 
 #[test]
