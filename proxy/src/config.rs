@@ -209,14 +209,15 @@ impl Config {
         flags.over(&file).validate()
     }
 
-    /// What the model's store is told; `node_ips` are the node's primary addresses.
+    /// What the model's store is told. Where this daemon makes the Node object, there is no kubelet that keeps it up to date.
     #[must_use]
-    pub fn store_config(&self, node_ips: &[IpAddr]) -> StoreConfig {
+    pub fn store_config(&self) -> StoreConfig {
         let within = |cidrs: &Vec<IpNet>| (!cidrs.is_empty()).then(|| cidrs.clone());
         StoreConfig {
             node_name: self.node_name.as_str().into(),
             zone: self.zone.as_deref().map(Into::into),
-            node_ips: node_ips.to_vec(),
+            node_ips: self.node_ips.clone(),
+            node_object_ages: self.register_node,
             node_port_addresses: within(&self.nodeport_addresses)
                 .map_or(NodePortAddresses::Primary, NodePortAddresses::Within),
             external_ip_cidrs: within(&self.external_ip_cidrs),

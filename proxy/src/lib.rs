@@ -4,16 +4,16 @@
 //! Data goes one way:
 //!
 //! ```text
-//! source ──Event──▶ model::Store ──▶ model::Snapshot ──newest wins──▶ sync ──▶ backend ──▶ the kernel
+//! sources ──Event──▶ model::Store ──▶ model::Snapshot ──newest wins──▶ sync ──▶ backend ──▶ the kernel
 //! ```
 //!
 //! - [`config`]: flags and config file, parsed and validated.
-//! - [`source`]: turns the control plane's watch into the model's events.
+//! - [`source`]: turns the control plane's watch, and that of the node's own addresses, into the model's events.
 //! - [`sync`]: the reconcile loop; the only part that knows both the model and a backend.
 //! - [`backend`]: how a snapshot becomes kernel objects, by mode.
 //! - [`conntrack`]: stale UDP flows.
 //! - [`dump`]: what the kernel holds, printed by Service port.
-//! - [`node`], [`address`]: this node's object and its own addresses.
+//! - [`node`]: this node's object.
 //! - [`health`], [`metrics`]: what the outside can ask.
 
 use std::sync::Arc;
@@ -21,16 +21,17 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
+use tollgate_model::name::IpFamily;
 use tollgate_model::store::Store;
 
 use crate::config::Config;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::node::Registration;
+use crate::source::address::Addresses;
 use crate::source::grpc::Grpc;
 use crate::sync::Sync;
 
-pub mod address;
 pub mod backend;
 pub mod config;
 pub mod conntrack;
@@ -54,8 +55,8 @@ pub enum Error {
     #[error(transparent)]
     Serve(#[from] health::ServeError),
     /// The node's addresses can't be read.
-    #[error("no --node-ip is given, and the node's addresses can't be read")]
-    Address(#[from] address::Error),
+    #[error("the node's addresses can't be read")]
+    Address(#[from] source::address::Error),
     /// The mode lacks something on this machine.
     #[error("the mode {mode} can't be used here")]
     Backend {
@@ -89,7 +90,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
     if let Some(address) = config.metrics_bind_address {
         metrics::serve(address, metrics.clone()).await?;
     }
-    let node_ips = if config.node_ips.is_empty() { address::primary().await? } else { config.node_ips.clone() };
+    let addresses = Addresses::open(metrics.clone()).await?;
+    let on_interfaces = IpFamily::ALL.into_iter().filter_map(|family| addresses.known().primary(family)).collect();
+    let node_ips = if config.node_ips.is_empty() { on_interfaces } else { config.node_ips.clone() };
     let (mode, node_config) = (config.mode, config.node.clone());
     let backend = backend::open(mode, node_config).map_err(|cause| Error::Backend { mode, cause })?;
     tracing::info!(node = config.node_name, ?node_ips, %mode, control_plane = %config.control_plane, version = env!("CARGO_PKG_VERSION"), "starting");
@@ -98,8 +101,9 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (desired, newest) = watch::channel(None);
     let sync = Sync::new(backend, config.sync_period, metrics.clone(), health.clone());
     let sync_ended = spawn(sync, newest).map_err(Error::Thread)?;
-    let store = Store::new(config.store_config(&node_ips));
+    let store = Store::new(config.store_config());
     let feed = tokio::spawn(source::feed(store, received, desired, metrics.clone(), health));
+    let addresses = tokio::spawn(addresses.run(updates.clone()));
     let registration = config.register_node.then(|| Registration {
         name: config.node_name.clone(),
         ips: node_ips,
@@ -114,6 +118,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         _ = sync_ended => return Err(Error::Ended("the sync loop")),
         _ = feed => return Err(Error::Ended("the store")),
         _ = source => return Err(Error::Ended("the source")),
+        _ = addresses => return Err(Error::Ended("the watch of the node's addresses")),
     }
     tracing::info!("stopping; the rules stay in place");
     Ok(())

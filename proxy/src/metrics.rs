@@ -59,6 +59,8 @@ pub struct Metrics {
     pub source_connected: Gauge,
     /// Service ports in the newest snapshot.
     pub service_ports: Gauge,
+    /// Addresses of the node's own.
+    pub node_addresses: Gauge,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
     pending: Mutex<Vec<Pending>>,
@@ -116,6 +118,7 @@ impl Metrics {
             applied_revision: Gauge::default(),
             source_connected: Gauge::default(),
             service_ports: Gauge::default(),
+            node_addresses: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
             pending: Mutex::default(),
@@ -200,6 +203,7 @@ impl Metrics {
             self.applied_revision.clone(),
         );
         r.register("source_connected", "1 while the watch of the control plane stands", self.source_connected.clone());
+        r.register("node_addresses", "Addresses of the node's own", self.node_addresses.clone());
         r.register("service_ports", "Service ports in the newest snapshot", self.service_ports.clone());
     }
 

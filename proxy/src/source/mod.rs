@@ -1,4 +1,4 @@
-//! Where Services and EndpointSlices come from, and their way into snapshots.
+//! Where Services, EndpointSlices and the node's addresses come from, and their way into snapshots.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::sync::Desired;
 
+pub mod address;
 pub mod grpc;
 mod object;
 
@@ -28,7 +29,7 @@ pub struct Update {
     pub triggered: Option<Timestamp>,
 }
 
-/// Owns the store: applies what the source says, in order, and hands on the newest snapshot. Ends when the source does.
+/// Owns the store: applies what the sources say, in order, and hands on the newest snapshot. Ends when they all do.
 pub async fn feed(
     mut store: Store,
     mut updates: mpsc::Receiver<Update>,
