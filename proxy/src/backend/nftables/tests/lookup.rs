@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::nftables::object::{ChainName, ElementKey, FixedChain, Key, SetName, Value, Verdict};
-use crate::backend::nftables::word::{Balance, Kind, PoolKind, Word};
+use crate::backend::nftables::word::{Balance, Kind, LAST_NUMBER, PoolKind, Word};
 
 /// What becomes of packets to a frontend.
 #[derive(Debug, PartialEq, Eq)]
@@ -330,23 +330,46 @@ fn a_hairpin_goes_at_the_second_full_sync_after_its_endpoint() {
     assert!(elements(&plan.objects(), SetName::Hairpin).is_empty());
 }
 
-/// A packet that read its word just before a change must not meet another Service's endpoints just after it.
+/// A packet that read its word just before a change must not meet another Service's endpoints just after it. The second
+/// time, numbers begin anew from 1, because the last one is taken.
 #[test]
 fn a_new_service_never_takes_the_number_of_one_that_changes_in_the_same_batch() {
     let web = |endpoints: &[u16]| service("web", Protocol::Tcp, &[1], endpoints);
-    let before = services([web(&[11])]);
+    let other = || service("x", Protocol::Tcp, &[3], &[13]);
+    let key = |host| Key::Element(SetName::Frontends, ElementKey::Frontend(vip(IpFamily::V4, host), Protocol::Tcp, 80));
+    let before = services([web(&[11]), other()]);
+    for (others_number, expected) in [(2, (1, 3)), (LAST_NUMBER, (1, 2))] {
+        let mut old = plan(IpFamily::V4);
+        update(&mut old, &Services::new(), &before);
+        let mut listed = old.objects();
+        listed.insert(key(3), Value::Frontend(Word::new(others_number, 0), "".into()));
+        let mut plan = plan(IpFamily::V4);
+        plan.adopt(Arc::new(listed));
+        update(&mut plan, &Services::new(), &before);
+        plan.forget_listed();
+        // The new one comes first, in the order of names.
+        update(&mut plan, &before, &services([service("a", Protocol::Tcp, &[2], &[12]), web(&[11, 13]), other()]));
+        let objects = plan.objects();
+        let number = |host| word(&objects[&key(host)]).number();
+        assert_eq!((number(1), number(2)), expected);
+        assert_eq!(number(3), others_number);
+    }
+}
+
+#[test]
+fn a_freed_number_comes_last_in_turn_after_a_restart_too() {
+    let before = services([1, 2].map(|host| service(&format!("s{host}"), Protocol::Tcp, &[host], &[11])));
     let mut old = plan(IpFamily::V4);
     update(&mut old, &Services::new(), &before);
-    let listed = Arc::new(old.objects());
     let mut plan = plan(IpFamily::V4);
-    plan.adopt(listed);
+    plan.adopt(Arc::new(old.objects()));
     update(&mut plan, &Services::new(), &before);
     plan.forget_listed();
-    // The new one comes first, in the order of names.
-    update(&mut plan, &before, &services([service("a", Protocol::Tcp, &[2], &[12]), web(&[11, 13])]));
-    let number = |host| {
-        let key = ElementKey::Frontend(vip(IpFamily::V4, host), Protocol::Tcp, 80);
-        word(&plan.objects()[&Key::Element(SetName::Frontends, key)]).number()
-    };
-    assert_eq!((number(1), number(2)), (1, 2));
+    let rest = services([service("s2", Protocol::Tcp, &[2], &[11])]);
+    update(&mut plan, &before, &rest);
+    let mut after = rest.clone();
+    after.extend(services([service("new", Protocol::Tcp, &[3], &[12])]));
+    update(&mut plan, &rest, &after);
+    let key = ElementKey::Frontend(vip(IpFamily::V4, 3), Protocol::Tcp, 80);
+    assert_eq!(word(&plan.objects()[&Key::Element(SetName::Frontends, key)]).number(), 3);
 }
