@@ -12,12 +12,14 @@
 //! - [`store`]: objects and their history on disk.
 //! - `metrics`: what is counted, at `/metrics`.
 //! - [`backup`]: every object at one revision, in a file.
+//! - [`certs`]: a certificate authority and certificates for a first set-up.
 //! - [`config`]: the flags of `serve`, and its config file.
 //! - [`client`]: the verbs of the command line.
 
 #![forbid(unsafe_code)]
 
 pub mod backup;
+pub mod certs;
 pub mod client;
 pub mod config;
 mod controllers;

@@ -8,12 +8,14 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use jiff::Span;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tollgate_api::v1::{Kind, ResumeToken};
 use tollgate_controlplane::backup::{self, Restored};
-use tollgate_controlplane::client::{self, Format, Output, Selection, WatchOptions};
+use tollgate_controlplane::certs;
+use tollgate_controlplane::client::{self, Access, Client, Format, Output, Selection, WatchOptions};
 use tollgate_controlplane::config::{Config, Settings};
 use tollgate_controlplane::server;
 use tracing_subscriber::EnvFilter;
@@ -53,6 +55,34 @@ enum Verb {
     /// The checksum is verified first. The objects keep their uids, addresses and ports, but the store is another one: its
     /// revisions go on far ahead of the backup's, and whoever watched the old one lists anew by itself.
     Restore(RestoreArgs),
+    /// Make a certificate authority and certificates for a first set-up, or more certificates later.
+    ///
+    /// Without a CA in the directory one is made, with a certificate for the server and one for an operator. A CA that is
+    /// there issues what is asked for; its key is never replaced, other certificates of the same name are. Keys are
+    /// readable by their owner alone (0600). The command prints how to use each file.
+    Certs(CertsArgs),
+}
+
+#[derive(Args)]
+struct CertsArgs {
+    /// Where they are, or go; made if it does not exist. Keep it where only you can read it: ca.key makes anyone an operator.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// A certificate for the server, under these DNS names and addresses besides localhost, 127.0.0.1 and ::1.
+    #[arg(long, value_name = "NAME|IP,..", value_delimiter = ',')]
+    server_name: Vec<String>,
+    /// For the proxy of each of these nodes: it may read what proxies need, and write its own Node.
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    node: Vec<String>,
+    /// For these people or programs, who may do everything [default with a new CA: operator].
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    operator: Vec<String>,
+    /// For these people or programs, who may read everything: backups, dashboards.
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
+    viewer: Vec<String>,
+    /// How long the certificates are valid: 90d, 1y, 8760h. A new CA is valid for 10 years.
+    #[arg(long, value_name = "DURATION", default_value = "1y")]
+    validity: Span,
 }
 
 #[derive(Args)]
@@ -77,6 +107,18 @@ struct Server {
     /// The control plane to talk to.
     #[arg(long, value_name = "URL", env = "TOLLGATE_SERVER", default_value = "http://127.0.0.1:7440")]
     server: String,
+    /// With https://, the CA that the server's certificate is to come from, PEM.
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_CERTIFICATE_AUTHORITY")]
+    certificate_authority: Option<PathBuf>,
+    /// The certificate that says who you are, PEM.
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_CLIENT_CERTIFICATE")]
+    client_certificate: Option<PathBuf>,
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_CLIENT_KEY")]
+    client_key: Option<PathBuf>,
+    /// A file with the bearer token that says who you are, where that is not a certificate.
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -154,6 +196,21 @@ struct ServeArgs {
     flags: Settings,
 }
 
+impl Server {
+    async fn connect(self, output: &mut Output<'_>) -> Result<Client, client::Error> {
+        let Server { server, certificate_authority, client_certificate, client_key, token_file } = self;
+        let access = Access { certificate_authority, client_certificate, client_key, token_file };
+        for (path, mode) in access.exposed() {
+            let path = path.display();
+            writeln!(
+                output.complaints,
+                "warning: every user of this machine can read {path} (mode {mode}): chmod 600 it"
+            )?;
+        }
+        client::connect(&server, &access).await
+    }
+}
+
 fn main() -> ExitCode {
     let result = run(Cli::parse());
     match result {
@@ -181,6 +238,9 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
         writeln!(std::io::stdout(), "{line}").map_err(client::Error::Output)?;
         return Ok(true);
     }
+    if let Verb::Certs(args) = cli.verb {
+        return certs(args).map(|()| true);
+    }
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the async runtime")?;
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
     let mut output = Output { results: &mut stdout, complaints: &mut std::io::stderr() };
@@ -194,31 +254,47 @@ fn run(cli: Cli) -> anyhow::Result<bool> {
 
 async fn ask(verb: Verb, output: &mut Output<'_>) -> Result<bool, client::Error> {
     match verb {
-        Verb::Serve(_) | Verb::Restore(_) => Ok(true),
+        Verb::Serve(_) | Verb::Restore(_) | Verb::Certs(_) => Ok(true),
         Verb::Apply(ApplyArgs { filename, namespace, server }) => {
-            let client = client::connect(&server.server).await?;
+            let client = server.connect(output).await?;
             client::apply(&client, &filename, namespace.as_deref(), output).await
         }
         Verb::Get(GetArgs { kind, names, namespace, all_namespaces, output: format, server }) => {
-            let mut client = client::connect(&server.server).await?;
+            let mut client = server.connect(output).await?;
             client::get(&mut client, &Selection { kind, names, namespace, all_namespaces }, format, output).await
         }
         Verb::Delete(DeleteArgs { kind, names, filename, namespace, server }) => {
-            let mut client = client::connect(&server.server).await?;
+            let mut client = server.connect(output).await?;
             match kind {
                 Some(kind) => client::delete_named(&mut client, &kind, &names, namespace.as_deref(), output).await,
                 None => client::delete_files(&mut client, &filename, namespace.as_deref(), output).await,
             }
         }
         Verb::Watch(WatchArgs { kinds, namespace, all_namespaces, resume, server }) => {
-            let mut client = client::connect(&server.server).await?;
+            let mut client = server.connect(output).await?;
             client::watch(&mut client, WatchOptions { kinds, namespace, all_namespaces, resume }, output).await
         }
         Verb::Backup(BackupArgs { file, server }) => {
-            let mut client = client::connect(&server.server).await?;
+            let mut client = server.connect(output).await?;
             client::backup(&mut client, &file, output).await
         }
     }
+}
+
+fn certs(args: CertsArgs) -> anyhow::Result<()> {
+    let CertsArgs { dir, server_name, node, operator, viewer, validity } = args;
+    // What is told about the files can be pasted anywhere.
+    let dir = std::path::absolute(dir)?;
+    let request = certs::Request {
+        dir: dir.clone(),
+        server_names: server_name,
+        operators: operator,
+        viewers: viewer,
+        nodes: node,
+        validity,
+    };
+    let made = certs::make(&request)?;
+    Ok(certs::tell(&made, &dir, &mut std::io::stdout().lock()).map_err(client::Error::Output)?)
 }
 
 async fn serve(args: ServeArgs) -> anyhow::Result<()> {

@@ -1,13 +1,15 @@
 //! The gRPC contract of the Tollgate control plane, and its generated client and server.
 //!
 //! The contract itself, with what each message means, is `proto/tollgate/v1/controlplane.proto`. Beside the generated
-//! code there are the few words that server, client verbs and proxy share: the names of a [`v1::Kind`], how a
-//! [`v1::Key`] and a [`v1::ResumeToken`] are written.
+//! code there is what server, client verbs and proxy share: the names of a [`v1::Kind`], how a [`v1::Key`] and a
+//! [`v1::ResumeToken`] are written, and how a client gets to a control plane ([`connect`]).
 
 #![forbid(unsafe_code)]
 
+pub mod connect;
 mod key;
 mod kind;
+pub mod pem;
 mod token;
 
 pub use kind::UnknownKind;

@@ -16,19 +16,17 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::connect;
 use tollgate_api::v1::{Key, Kind};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 pub use apply::apply;
 pub use backup::backup;
 pub use delete::{delete_files, delete_named};
 pub use get::{Format, Selection, get};
+pub use tollgate_api::connect::{Access, Client};
 pub use watch::{WatchOptions, watch};
-
-/// A connection to a control plane.
-pub type Client = ControlPlaneClient<Channel>;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between the client's signs of life, so that a server that vanished is noticed.
@@ -64,6 +62,9 @@ pub enum Error {
         /// Why not.
         source: tonic::transport::Error,
     },
+    /// There is no safe way to the server.
+    #[error(transparent)]
+    Access(connect::Error),
     /// The server refused, or the connection broke.
     #[error("cannot {attempt}: {}", reason_of(.status))]
     Call {
@@ -131,16 +132,18 @@ impl Error {
     }
 }
 
-/// Connects to the control plane at an `http://` address.
-pub async fn connect(server: &str) -> Result<Client, Error> {
+/// Connects to the control plane at an `http://` or `https://` address.
+pub async fn connect(server: &str, access: &Access) -> Result<Client, Error> {
     let endpoint = Endpoint::from_shared(server.to_owned())
         .map_err(|source| Error::Address { server: server.to_owned(), source })?
         .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .tcp_nodelay(true);
-    let channel = endpoint.connect().await.map_err(|source| Error::Connect { server: server.to_owned(), source })?;
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL);
+    let client = connect::connect(&endpoint, access).await.map_err(|error| match error {
+        connect::Error::Unreachable { source, .. } => Error::Connect { server: server.to_owned(), source },
+        error => Error::Access(error),
+    })?;
     // A list of everything is one message.
-    Ok(ControlPlaneClient::new(channel).max_decoding_message_size(usize::MAX))
+    Ok(client.max_decoding_message_size(usize::MAX))
 }
 
 /// `service/web`, as output names objects.

@@ -16,7 +16,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
 use crate::registry::{ExternalIpCidrs, ServiceCidrs};
-use crate::server;
+use crate::server::{self, Security, ServerFiles};
 
 /// Everything that `serve` is told, valid.
 #[derive(Clone, Debug)]
@@ -34,6 +34,37 @@ pub struct Settings {
     /// Address and port to listen on; port 0 takes a free one, which the log names [default: 127.0.0.1:7440].
     #[arg(long, value_name = "IP:PORT")]
     pub listen: Option<SocketAddr>,
+
+    /// The server's certificate, PEM: its own first, then those between it and its CA. With it the listener speaks TLS.
+    ///
+    /// This file, the key, the client CAs and the tokens are read again when they change, within 5 s or at SIGHUP. What
+    /// can't be used is named in the log, and the earlier ones stay in use.
+    #[arg(long, value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+
+    /// The CAs whose certificates say who a client is, PEM: the common name is the user, the organizations are the groups.
+    ///
+    /// Group system:masters may do everything (operators). User system:node:NAME in group system:nodes may read Services,
+    /// EndpointSlices and Nodes and write the Node NAME (proxies). Group tollgate:viewers may read everything. Who has no
+    /// identity is refused everything but gRPC health checks.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+
+    /// Bearer tokens, CSV: token,user,uid,"group1,group2" in each line. The groups are as with --client-ca-file.
+    #[arg(long, value_name = "FILE")]
+    pub token_auth_file: Option<PathBuf>,
+
+    /// Serve whoever reaches the listener, without asking who it is: anyone there can read every object, take over every
+    /// Service's traffic, and, without TLS, read what others send.
+    ///
+    /// A listener on loopback does so without this flag. Any other needs --tls-cert-file with --client-ca-file or
+    /// --token-auth-file, or this flag: only where no one else reaches the address, as in a network of its own.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure: Option<bool>,
 
     /// Directory of the store; made if it does not exist. There is no default.
     #[arg(long, value_name = "DIR")]
@@ -156,6 +187,11 @@ impl Settings {
     fn over(self, below: Self) -> Self {
         Settings {
             listen: self.listen.or(below.listen),
+            tls_cert_file: self.tls_cert_file.or(below.tls_cert_file),
+            tls_private_key_file: self.tls_private_key_file.or(below.tls_private_key_file),
+            client_ca_file: self.client_ca_file.or(below.client_ca_file),
+            token_auth_file: self.token_auth_file.or(below.token_auth_file),
+            insecure: self.insecure.or(below.insecure),
             data_dir: self.data_dir.or(below.data_dir),
             service_cidr: self.service_cidr.or(below.service_cidr),
             node_port_range: self.node_port_range.or(below.node_port_range),
@@ -174,6 +210,18 @@ impl Settings {
         if let Some(PortRange(ports)) = self.node_port_range {
             server.node_ports = ports;
         }
+        let tls = match (self.tls_cert_file, self.tls_private_key_file) {
+            (Some(certificate), Some(key)) => Some(ServerFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => return Err(Error::Missing { key: "tls-private-key-file" }),
+            (None, Some(_)) => return Err(Error::Missing { key: "tls-cert-file" }),
+        };
+        server.security = Security {
+            tls,
+            client_ca_file: self.client_ca_file,
+            token_auth_file: self.token_auth_file,
+            insecure: self.insecure.unwrap_or(false),
+        };
         server.external_ips = self.allow_external_ips.unwrap_or_default();
         let retention = &mut server.retention;
         retention.changes = at_least_one("history", self.history, retention.changes)?;

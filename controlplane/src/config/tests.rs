@@ -22,6 +22,11 @@ fn load(yaml: &str, words: &[&str]) -> Result<Config, Error> {
 fn the_file_has_the_keys_of_the_flags() {
     let words = [
         "--listen=192.0.2.1:1",
+        "--tls-cert-file=/c",
+        "--tls-private-key-file=/k",
+        "--client-ca-file=/ca",
+        "--token-auth-file=/t",
+        "--insecure",
         "--data-dir=/data",
         "--service-cidr=10.0.0.0/16,fd00::/112",
         "--node-port-range=1000-2000",
@@ -35,6 +40,11 @@ fn the_file_has_the_keys_of_the_flags() {
     let yaml = "\
 # As the flags.
 listen: 192.0.2.1:1
+tls-cert-file: /c
+tls-private-key-file: /k
+client-ca-file: /ca
+token-auth-file: /t
+insecure: true
 data-dir: /data
 service-cidr: [10.0.0.0/16, 'fd00::/112']
 node-port-range: 1000-2000
@@ -47,6 +57,7 @@ progress-interval: 5
 ";
     let by_flags = Config::load(flags(&words), None).unwrap();
     assert_eq!(format!("{:?}", load(yaml, &[]).unwrap()), format!("{by_flags:?}"));
+    assert!(by_flags.server.security.insecure);
     assert_eq!(by_flags.server.node_ports, 1000..=2000);
     assert_eq!(by_flags.server.service_cidrs.to_string(), "10.0.0.0/16,fd00::/112");
 }
@@ -81,6 +92,8 @@ fn what_means_nothing_is_named() {
         ("data-dir: /d\nnode-port-range: 2-1", "give it as 30000-32767"),
         ("data-dir: /d\nhistory: 0", "history: 0: it must be at least 1"),
         ("history: 1", "data-dir: is required: give --data-dir, or data-dir in the config file"),
+        ("data-dir: /d\ntls-cert-file: /c", "tls-private-key-file: is required"),
+        ("data-dir: /d\ntls-private-key-file: /k", "tls-cert-file: is required"),
         ("- data-dir", "config file"),
     ] {
         let error = load(yaml, &[]).unwrap_err().to_string();

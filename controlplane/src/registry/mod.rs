@@ -35,6 +35,7 @@ use tollgate_api::v1::{Key, Kind};
 pub use feed::{Feed, Next, QueueLimit, Queued, Snapshot};
 pub use invalid::{Finding, Invalid};
 pub use manifest::DEFAULT_NAMESPACE;
+pub(crate) use manifest::Manifest;
 pub(crate) use service::service_type;
 pub use service::{Exhausted, ExternalIpCidrs};
 pub(crate) use service_cidr::IpFamily;
@@ -43,7 +44,6 @@ pub use state::{Applied, Objects};
 
 use crate::metrics::Metrics;
 use crate::store::{self, History, Position, Record, Store};
-use manifest::Manifest;
 use writer::{Write, Writer};
 
 /// Writes that wait for their turn; more wait in their clients.
@@ -197,7 +197,17 @@ impl Registry {
 
     /// Makes or replaces the object in a manifest. It is on disk when this returns.
     pub async fn apply(&self, manifest: &[u8]) -> Result<Applied, Error> {
-        let manifest = Manifest::parse(manifest).inspect_err(|_| self.metrics.written(Kind::Unspecified, "invalid"))?;
+        self.apply_manifest(self.read(manifest)?).await
+    }
+
+    /// Reads a manifest: for whoever wants to know the object's key before he applies it.
+    pub(crate) fn read(&self, manifest: &[u8]) -> Result<Manifest, Error> {
+        let read = Manifest::parse(manifest).inspect_err(|_| self.metrics.written(Kind::Unspecified, "invalid"));
+        Ok(read?)
+    }
+
+    /// The same as [`Registry::apply`] for a manifest that has been read.
+    pub(crate) async fn apply_manifest(&self, manifest: Manifest) -> Result<Applied, Error> {
         let manifest = Box::new(manifest);
         let (reply, answer) = oneshot::channel();
         self.writes.send(Write::Apply { manifest, reply }).await.map_err(|_| Error::Stopped)?;

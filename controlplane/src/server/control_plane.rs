@@ -12,6 +12,7 @@ use tollgate_api::v1::{
 };
 use tonic::{Request, Response, Status};
 
+use super::security::{Action, caller};
 use super::until;
 use super::watch::{Watch, Watchers};
 use crate::registry::Registry;
@@ -39,14 +40,18 @@ impl Service {
 #[tonic::async_trait]
 impl ControlPlane for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let caller = caller(&request)?;
         let key = checked_key(request.into_inner().key)?;
+        caller.may(Action::Get(&key))?;
         let record = self.registry.get(&key)?;
         Ok(Response::new(GetResponse { object: Some(object(&record)) }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let kind = checked_kind(request.kind)?;
+        caller.may(Action::List(kind))?;
         if !request.namespace.is_empty() && !kind.is_namespaced() {
             let message =
                 format!("namespace: {:?}: must be empty: {} lie in no namespace", request.namespace, kind.plural());
@@ -58,22 +63,28 @@ impl ControlPlane for Service {
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
-        let applied = self.registry.apply(&request.into_inner().json).await?;
-        tracing::debug!(object = %applied.record.key, revision = applied.record.revision, outcome = ?applied.outcome, "apply");
+        let caller = caller(&request)?;
+        let manifest = self.registry.read(&request.into_inner().json)?;
+        caller.may(Action::Apply(&manifest.key))?;
+        let applied = self.registry.apply_manifest(manifest).await?;
+        tracing::debug!(user = caller.user(), object = %applied.record.key, revision = applied.record.revision, outcome = ?applied.outcome, "apply");
         Ok(Response::new(ApplyResponse { object: Some(object(&applied.record)), outcome: applied.outcome.into() }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let key = checked_key(request.key)?;
+        caller.may(Action::Delete(&key))?;
         let revision = self.registry.delete(key.clone(), request.revision).await?;
-        tracing::debug!(object = %key, revision, "delete");
+        tracing::debug!(user = caller.user(), object = %key, revision, "delete");
         Ok(Response::new(DeleteResponse { revision }))
     }
 
     type WatchStream = BoxStream<'static, Result<WatchEvent, Status>>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = caller(&request)?;
         let WatchRequest { kinds, resume, client } = request.into_inner();
         let mut checked: Vec<Kind> = kinds.into_iter().map(checked_kind).collect::<Result<_, _>>()?;
         checked.sort_unstable();
@@ -81,13 +92,16 @@ impl ControlPlane for Service {
         if checked.is_empty() {
             return Err(Status::invalid_argument("kinds: at least one is required"));
         }
+        checked.iter().try_for_each(|kind| caller.may(Action::Watch(*kind)))?;
         let cursor = self.watchers.add(self.registry.feed().position().revision);
         let (progress_interval, stopping) = (self.progress_interval, self.stopping.clone());
         let watch = Watch::new(self.registry.clone(), cursor, checked, resume, client, progress_interval, stopping);
-        Ok(Response::new(watch.into_stream()))
+        Ok(Response::new(caller.guard(watch.into_stream())))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        // For everyone who is someone.
+        caller(&request)?;
         let wanted = request.into_inner().wait_for_revision;
         let mut head = self.registry.feed().subscribe();
         tokio::select! {

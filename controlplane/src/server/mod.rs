@@ -2,10 +2,12 @@
 
 mod control_plane;
 mod requests;
+pub(crate) mod security;
 mod standard;
 mod status;
 mod watch;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -17,14 +19,16 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, spawn_blocking};
 use tollgate_api::v1::control_plane_server::ControlPlaneServer;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::registry::{self, Condition, ExternalIpCidrs, Options, QueueLimit, Registry, ServiceCidrs};
 use crate::store::{self, Embedded, Retention};
 use crate::{controllers, metrics};
 use control_plane::Service;
 use requests::Requests;
+use security::{Authenticator, Incoming, Reloader};
+pub use security::{Insecure, Security, ServerFiles};
 use watch::Watchers;
 
 /// Node ports as in Kubernetes.
@@ -55,11 +59,16 @@ pub struct Config {
     pub progress_interval: Duration,
     /// Where `/metrics` is served; `None`: nowhere.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// Who may connect.
+    pub security: Security,
 }
 
 /// Why the control plane could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The listener would not be protected, or can't be with these files.
+    #[error(transparent)]
+    Security(#[from] security::Error),
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -107,6 +116,7 @@ impl Config {
             queue: QueueLimit { changes: 10_000, bytes: 64 << 20 },
             progress_interval: Duration::from_secs(10),
             metrics_bind_address: None,
+            security: Security::default(),
         }
     }
 }
@@ -119,7 +129,9 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Listen)?;
-    let Config { data_dir, service_cidrs, node_ports, external_ips, queue, .. } = config;
+    let Config { data_dir, service_cidrs, node_ports, external_ips, queue, security, .. } = config;
+    security.check(address.ip()).map_err(security::Error::from)?;
+    let (credentials, reloader) = security::open(&security)?;
     let (retention, progress_interval) = (config.retention, config.progress_interval);
     let metrics_listener = listen_for_metrics(config.metrics_bind_address).await?;
     let options = Options { service_cidrs, node_ports, external_ips, queue };
@@ -127,9 +139,9 @@ pub async fn serve(
     let reflection = standard::reflection().map_err(Error::Reflection)?;
     let (registry, writer) = spawn_blocking(open).await.map_err(|_| registry::Error::Stopped)??;
     let position = registry.feed().position();
-    tracing::info!(store = %position.store_id, revision = position.revision, "listening on {address}");
-    if !address.ip().is_loopback() {
-        tracing::warn!("whoever reaches {address} can read and write everything: there is no authentication");
+    tracing::info!(store = %position.store_id, revision = position.revision, %security, "listening on {address}");
+    if security.insecure {
+        tracing::warn!("--insecure: whoever reaches {address} can read and write everything");
     }
 
     let stopping = tokio::sync::watch::Sender::new(false);
@@ -141,22 +153,23 @@ pub async fn serve(
     let requests = Requests::new(registry.metrics().clone(), stopping.subscribe());
     let serving_metrics = metrics_listener.map(|listener| serve_metrics(listener, &registry, &watchers));
     let service = Service::new(registry, watchers, progress_interval, stopping.subscribe());
-    // Not by the builder's own setting, which does not reach a listener that it is given. With Nagle's algorithm an
-    // answer waits for the client's delayed acknowledgement: 40 ms for every write.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let authenticator = Authenticator(credentials.clone());
+    let incoming = Incoming::new(listener, credentials).into_stream();
     let served = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .layer(requests)
-        .add_service(ControlPlaneServer::new(service))
+        .add_service(ControlPlaneServer::with_interceptor(service, authenticator.clone()))
+        // Open to all: probes have no identity, and what they learn is whether the server serves.
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(InterceptedService::new(reflection, authenticator))
         .serve_with_incoming_shutdown(incoming, until(stopping.subscribe()));
     tokio::pin!(served);
     tokio::select! {
         result = &mut served => return result.map_err(Error::Serve),
         () = ended(condition) => return Err(Error::Writer),
         ended = &mut controller => return ended.map_err(Error::Controller),
+        never = reload(reloader) => match never {},
         () = shutdown => tracing::info!("stopping"),
     }
     following.abort();
@@ -193,6 +206,14 @@ fn serve_metrics(listener: TcpListener, registry: &Registry, watchers: &Arc<Watc
     let metrics = registry.metrics().clone();
     let (registry, watchers) = (registry.clone(), watchers.clone());
     tokio::spawn(metrics::serve(listener, metrics, move || registry.refresh_metrics(watchers.slowest())))
+}
+
+/// Follows the files of the listener, if it has any.
+async fn reload(reloader: Option<Reloader>) -> Infallible {
+    match reloader {
+        Some(reloader) => reloader.run().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Opens the store and takes up what it holds.

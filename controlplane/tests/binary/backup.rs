@@ -7,7 +7,7 @@ use tollgate_api::v1::relist::Reason;
 use tollgate_api::v1::watch_event::Event;
 use tollgate_api::v1::{ApplyRequest, Key, Kind, ListRequest, Object, ResumeToken, StatusRequest, WatchRequest};
 use tollgate_controlplane::backup;
-use tollgate_controlplane::client::{Client, connect};
+use tollgate_controlplane::client::{Access, Client, connect};
 use tonic::Code;
 
 use crate::process::{Process, command, run};
@@ -45,7 +45,7 @@ async fn a_restored_control_plane_has_what_was_backed_up_and_is_another_one() {
     let dir = tempfile::tempdir().unwrap();
     let (file, data_dir) = (dir.path().join("backup.jsonl"), dir.path().join("new"));
     let server = Process::start(&dir.path().join("old"));
-    let mut client = connect(&server.url).await.unwrap();
+    let mut client = connect(&server.url, &Access::default()).await.unwrap();
     for name in ["a", "b"] {
         apply(&mut client, &service(name)).await.unwrap();
     }
@@ -63,7 +63,7 @@ async fn a_restored_control_plane_has_what_was_backed_up_and_is_another_one() {
     assert!(!is_done && complaints.contains("is not empty: it has tollgate.redb"), "{complaints}");
 
     let server = Process::start(&data_dir);
-    let mut client = connect(&server.url).await.unwrap();
+    let mut client = connect(&server.url, &Access::default()).await.unwrap();
     // Byte for byte: uids, addresses, node ports, resourceVersions.
     assert_eq!(services(&mut client).await, before);
     for token in [at.clone(), end.clone()] {
@@ -85,7 +85,7 @@ async fn a_restored_control_plane_has_what_was_backed_up_and_is_another_one() {
     assert!(before.iter().all(|object| address(object).0 != address(&made).0 && address(object).1 != address(&made).1));
     server.kill();
     let server = Process::start(&data_dir);
-    assert_eq!(services(&mut connect(&server.url).await.unwrap()).await.len(), 3);
+    assert_eq!(services(&mut connect(&server.url, &Access::default()).await.unwrap()).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn a_backup_during_writes_is_of_one_revision() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backup.jsonl");
     let server = Process::start(&dir.path().join("data"));
-    let mut client = connect(&server.url).await.unwrap();
+    let mut client = connect(&server.url, &Access::default()).await.unwrap();
     let first = apply(&mut client, &service("s0")).await.unwrap().revision;
     let writer = tokio::spawn(async move {
         for n in 1.. {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tollgate_api::v1::watch_event::Event;
 use tollgate_api::v1::{ApplyRequest, Kind, ListRequest, Object, ResumeToken, StatusRequest, WatchRequest};
-use tollgate_controlplane::client::{Client, connect};
+use tollgate_controlplane::client::{Access, Client, connect};
 
 const ROUNDS: usize = 5;
 const WRITERS: usize = 8;
@@ -26,7 +26,7 @@ async fn every_acknowledged_write_survives_kill_9() {
         let server = Process::start(dir.path());
         let (acks, mut acked) = mpsc::unbounded_channel();
         for writer in 0..WRITERS {
-            let client = connect(&server.url).await.unwrap();
+            let client = connect(&server.url, &Access::default()).await.unwrap();
             tokio::spawn(write(client, format!("r{round}-w{writer}"), acks.clone()));
         }
         drop(acks);
@@ -42,7 +42,7 @@ async fn every_acknowledged_write_survives_kill_9() {
             acknowledged.insert(object.key.clone().unwrap().name, object);
         }
         let server = Process::start(dir.path());
-        check(&mut connect(&server.url).await.unwrap(), &acknowledged, &mut seen).await;
+        check(&mut connect(&server.url, &Access::default()).await.unwrap(), &acknowledged, &mut seen).await;
         server.kill();
     }
     assert!(acknowledged.len() >= ROUNDS * WRITES);

@@ -1,8 +1,9 @@
 //! The real binary: a server process, and runs of the verbs.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nix::sys::signal::{Signal, kill};
@@ -14,8 +15,9 @@ pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_tollgate-controlplane");
 pub(crate) struct Process {
     child: Child,
     pub(crate) url: String,
+    log: Arc<Mutex<String>>,
     /// Reads the log to its end, or the server would block on a full pipe.
-    log: Option<JoinHandle<String>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -34,14 +36,25 @@ impl Process {
             let from = seen.len();
             assert_ne!(log.read_line(&mut seen).unwrap(), 0, "the server did not start: {seen}");
             if let Some((_, rest)) = seen[from..].split_once("listening on ") {
-                break format!("http://{}", rest.split_whitespace().next().unwrap());
+                let scheme = if flags.contains(&"--tls-cert-file") { "https" } else { "http" };
+                break format!("{scheme}://{}", rest.split_whitespace().next().unwrap());
             }
         };
-        let log = std::thread::spawn(move || {
-            let _ = log.read_to_string(&mut seen);
-            seen
+        let shared = Arc::new(Mutex::new(seen));
+        let into = shared.clone();
+        let reader = std::thread::spawn(move || {
+            let mut line = String::new();
+            while log.read_line(&mut line).is_ok_and(|read| read > 0) {
+                into.lock().unwrap().push_str(&line);
+                line.clear();
+            }
         });
-        Process { child, url, log: Some(log) }
+        Process { child, url, log: shared, reader: Some(reader) }
+    }
+
+    /// What the server has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     /// SIGKILL: no chance to put anything in order.
@@ -50,11 +63,17 @@ impl Process {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal that does not end it.
+    pub(crate) fn tell(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+    }
+
     /// Sends a signal and waits for the end. Returns whether that was exit status 0, and the log.
     pub(crate) fn signal(mut self, signal: Signal) -> (bool, String) {
-        kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
+        self.tell(signal);
         let status = self.child.wait().unwrap();
-        (status.success(), self.log.take().unwrap().join().unwrap())
+        self.reader.take().unwrap().join().unwrap();
+        (status.success(), self.log())
     }
 }
 
@@ -68,7 +87,10 @@ impl Drop for Process {
 /// The binary with the words, all its channels in the test's hands, and nothing of the tester's settings.
 pub(crate) fn command(words: &[&str]) -> Command {
     let mut command = Command::new(BINARY);
-    command.args(words).env_remove("TOLLGATE_SERVER").env_remove("RUST_LOG");
+    command.args(words).env_remove("RUST_LOG");
+    for name in ["SERVER", "CERTIFICATE_AUTHORITY", "CLIENT_CERTIFICATE", "CLIENT_KEY", "TOKEN_FILE"] {
+        command.env_remove(format!("TOLLGATE_{name}"));
+    }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -9,7 +9,7 @@ use tollgate_api::v1::watch_event::Event;
 use tollgate_api::v1::{
     ApplyRequest, ApplyResponse, DeleteRequest, Key, Kind, Object, ResumeToken, StatusRequest, WatchEvent, WatchRequest,
 };
-use tollgate_controlplane::client::{Client, connect};
+use tollgate_controlplane::client::{Access, Client, connect};
 use tollgate_controlplane::server::{self, Config, serve};
 use tonic::{Status, Streaming};
 
@@ -35,7 +35,8 @@ impl Server {
 
     async fn run(config: Config, dir: TempDir) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if config.security.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (stop, stopped) = oneshot::channel();
         let shutdown = async {
             let _ = stopped.await;
@@ -67,7 +68,7 @@ impl Server {
 
     /// A connection of its own.
     pub(crate) async fn client(&self) -> Client {
-        connect(&self.url).await.unwrap()
+        connect(&self.url, &Access::default()).await.unwrap()
     }
 
     pub(crate) async fn store_id(&self) -> String {

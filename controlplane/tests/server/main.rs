@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod harness;
+mod pki;
 mod rules;
+mod security;
 mod slices;
 mod standard;
 
