@@ -79,9 +79,15 @@ impl Health {
         self.lock().node_is_being_deleted = is_being_deleted;
     }
 
+    /// Whether the daemon does its work, the question of `/livez`: whether this node is about to go does not matter.
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        !self.lock().is_stuck(self.timeout)
+    }
+
     fn answer(&self, question: Question) -> (StatusCode, Body) {
         let state = self.lock();
-        let is_stuck = state.pending_since.is_some_and(|since| since.elapsed() > self.timeout);
+        let is_stuck = state.is_stuck(self.timeout);
         let is_eligible = !state.node_is_being_deleted;
         let is_ok = !is_stuck && (question == Question::Livez || is_eligible);
         let now = Timestamp::now();
@@ -96,6 +102,12 @@ impl Health {
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // The state is plain values, whole after every statement: a panic elsewhere can't have left it half-written.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_stuck(&self, timeout: Duration) -> bool {
+        self.pending_since.is_some_and(|since| since.elapsed() > timeout)
     }
 }
 

@@ -14,7 +14,8 @@
 //! - [`conntrack`]: stale UDP flows.
 //! - [`dump`]: what the kernel holds, printed by Service port.
 //! - [`node`]: this node's object.
-//! - [`health`], [`metrics`]: what the outside can ask.
+//! - [`health_check`]: what load balancers are told of each Service.
+//! - [`health`], [`metrics`]: what else the outside can ask.
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ use tollgate_model::store::Store;
 
 use crate::config::Config;
 use crate::health::Health;
+use crate::health_check::{HealthChecks, ListenOn};
 use crate::metrics::Metrics;
 use crate::node::Registration;
 use crate::source::address::Addresses;
@@ -37,6 +39,7 @@ pub mod config;
 pub mod conntrack;
 pub mod dump;
 pub mod health;
+pub mod health_check;
 pub mod metrics;
 pub mod node;
 pub mod source;
@@ -100,6 +103,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (updates, received) = mpsc::channel(UPDATES);
     let (desired, newest) = watch::channel(None);
     let sync = Sync::new(backend, config.sync_period, metrics.clone(), health.clone());
+    let listen_on = match config.nodeport_addresses.is_empty() {
+        true => ListenOn::All,
+        false => ListenOn::NodePortAddresses,
+    };
+    let health_checks = HealthChecks::new(listen_on, health.clone(), metrics.clone());
+    let health_checks = tokio::spawn(health_checks.run(newest.clone(), sync.applied()));
     let sync_ended = spawn(sync, newest).map_err(Error::Thread)?;
     let store = Store::new(config.store_config());
     let feed = tokio::spawn(source::feed(store, received, desired, metrics.clone(), health));
@@ -118,6 +127,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
         _ = sync_ended => return Err(Error::Ended("the sync loop")),
         _ = feed => return Err(Error::Ended("the store")),
         _ = source => return Err(Error::Ended("the source")),
+        _ = health_checks => return Err(Error::Ended("the server of health checks")),
         _ = addresses => return Err(Error::Ended("the watch of the node's addresses")),
     }
     tracing::info!("stopping; the rules stay in place");

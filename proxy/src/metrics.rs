@@ -61,6 +61,10 @@ pub struct Metrics {
     pub service_ports: Gauge,
     /// Addresses of the node's own.
     pub node_addresses: Gauge,
+    /// Services whose health check node port is answered.
+    pub health_check_node_ports: Gauge,
+    /// Services whose health check node port can't be opened, and is tried again.
+    pub health_check_node_ports_failed: Gauge,
     healthz: Family<Code, Counter>,
     livez: Family<Code, Counter>,
     pending: Mutex<Vec<Pending>>,
@@ -119,6 +123,8 @@ impl Metrics {
             source_connected: Gauge::default(),
             service_ports: Gauge::default(),
             node_addresses: Gauge::default(),
+            health_check_node_ports: Gauge::default(),
+            health_check_node_ports_failed: Gauge::default(),
             healthz: Family::default(),
             livez: Family::default(),
             pending: Mutex::default(),
@@ -203,6 +209,16 @@ impl Metrics {
             self.applied_revision.clone(),
         );
         r.register("source_connected", "1 while the watch of the control plane stands", self.source_connected.clone());
+        r.register(
+            "health_check_node_ports",
+            "Services whose health check node port is answered",
+            self.health_check_node_ports.clone(),
+        );
+        r.register(
+            "health_check_node_ports_failed",
+            "Services whose health check node port could not be opened",
+            self.health_check_node_ports_failed.clone(),
+        );
         r.register("node_addresses", "Addresses of the node's own", self.node_addresses.clone());
         r.register("service_ports", "Service ports in the newest snapshot", self.service_ports.clone());
     }

@@ -43,7 +43,7 @@ pub struct Sync {
     backoff: Option<<ExponentialBuilder as BackoffBuilder>::Backoff>,
     cleaner: Cleaner,
     /// What the kernel holds, as far as is known.
-    applied: Option<Snapshot>,
+    applied: watch::Sender<Option<Snapshot>>,
 }
 
 /// Why the loop woke.
@@ -67,8 +67,14 @@ impl Sync {
             next_full: Instant::now(),
             backoff: None,
             cleaner: Cleaner::new(),
-            applied: None,
+            applied: watch::Sender::new(None),
         }
+    }
+
+    /// What the kernel holds, after each sync that succeeded: the snapshot but for Service ports that could not be realised.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<Option<Snapshot>> {
+        self.applied.subscribe()
     }
 
     /// Syncs until the sender of snapshots is gone. Leaves the kernel as it is: a restart must not hurt.
@@ -153,7 +159,8 @@ impl Sync {
             self.cleaner.owe_reconcile();
         }
         self.cleaner.owe(report.stale);
-        self.applied = Some(desired.snapshot.without(report.refused.iter().map(|(name, _)| name)));
+        let applied = desired.snapshot.without(report.refused.iter().map(|(name, _)| name));
+        self.applied.send_replace(Some(applied));
         self.clean_flows();
         Ok(())
     }
@@ -182,9 +189,9 @@ impl Sync {
 
     /// After the commit: flows must not be made anew from the old rules.
     fn clean_flows(&mut self) {
-        let Some(applied) = &self.applied else { return };
+        let Some(applied) = self.applied.borrow().clone() else { return };
         let start = Instant::now();
-        match self.cleaner.clean(applied) {
+        match self.cleaner.clean(&applied) {
             Ok(None) => {}
             Ok(Some(deleted)) => {
                 self.metrics.stale_flows_deleted.inc_by(deleted as u64);
