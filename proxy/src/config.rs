@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
+use tollgate_api::connect::Access;
 use tollgate_model::name::IpFamily;
 use tollgate_model::store::{NodePortAddresses, StoreConfig};
 use tonic::transport::Uri;
@@ -23,6 +24,8 @@ pub struct Config {
     pub mode: Mode,
     /// Where the bundled control plane listens.
     pub control_plane: Uri,
+    /// By what this proxy knows it, and shows who it is.
+    pub access: Access,
     /// This node's name.
     pub node_name: String,
     /// This node's primary addresses, at most one of each family; empty: taken from the interfaces.
@@ -77,6 +80,29 @@ pub struct Settings {
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub control_plane: Option<String>,
+
+    /// With https://, the CA that the control plane's certificate is to come from, PEM.
+    ///
+    /// This file and the three below are read at each connection, so that they can be replaced while the proxy runs.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate_authority: Option<PathBuf>,
+
+    /// The certificate that says who this proxy is, PEM: user system:node:NAME in group system:nodes, as
+    /// `tollgate-controlplane certs --node NAME` makes it.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<PathBuf>,
+
+    /// The certificate's private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
+
+    /// A file with the bearer token that says who this proxy is, where that is not a certificate.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
 
     /// This node's name [default: the host name].
     #[arg(long, value_name = "NAME")]
@@ -194,6 +220,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The control plane's address and the files for it do not go together.
+    #[error("control-plane: {0}")]
+    Access(#[from] tollgate_api::connect::Invalid),
     /// The host has no name to take for the node's.
     #[error("cannot read the host's name; give the node's with --node-name")]
     HostName(#[source] nix::Error),
@@ -236,6 +265,10 @@ impl Settings {
         Self {
             proxy_mode: self.proxy_mode.or(below.proxy_mode),
             control_plane: self.control_plane.clone().or_else(|| below.control_plane.clone()),
+            certificate_authority: self.certificate_authority.clone().or_else(|| below.certificate_authority.clone()),
+            client_certificate: self.client_certificate.clone().or_else(|| below.client_certificate.clone()),
+            client_key: self.client_key.clone().or_else(|| below.client_key.clone()),
+            token_file: self.token_file.clone().or_else(|| below.token_file.clone()),
             node_name: self.node_name.clone().or_else(|| below.node_name.clone()),
             node_ip: self.node_ip.clone().or_else(|| below.node_ip.clone()),
             zone: self.zone.clone().or_else(|| below.zone.clone()),
@@ -263,9 +296,18 @@ impl Settings {
         one_of_each_family("node-ip", &node_ips)?;
         let interfaces = (self.pod_bridge_interface, self.pod_interface_name_prefix);
         let detect_local = detect_local(self.detect_local_mode, trimmed(self.cluster_cidr), interfaces)?;
+        let control_plane = control_plane(self.control_plane.as_deref().unwrap_or("http://127.0.0.1:7440"))?;
+        let access = Access {
+            certificate_authority: self.certificate_authority,
+            client_certificate: self.client_certificate,
+            client_key: self.client_key,
+            token_file: self.token_file,
+        };
+        access.check(&control_plane)?;
         Ok(Config {
             mode: self.proxy_mode.unwrap_or(Mode::Nftables),
-            control_plane: control_plane(self.control_plane.as_deref().unwrap_or("http://127.0.0.1:7440"))?,
+            control_plane,
+            access,
             node_name: self.node_name.map_or_else(host_name, node_name)?,
             node_ips,
             zone: self.zone,
@@ -290,9 +332,9 @@ fn control_plane(url: &str) -> Result<Uri, Error> {
     let invalid = |reason: String| Error::Value { key: "control-plane", value: url.to_owned(), reason };
     let uri: Uri = url.parse().map_err(|error| invalid(format!("not a URL: {error}")))?;
     match (uri.scheme_str(), uri.host()) {
-        (Some("http"), Some(_)) => Ok(uri),
-        (Some(scheme), Some(_)) => Err(invalid(format!("the scheme is {scheme}, it must be http"))),
-        _ => Err(invalid("it must look like http://HOST:PORT".to_owned())),
+        (Some("http" | "https"), Some(_)) => Ok(uri),
+        (Some(scheme), Some(_)) => Err(invalid(format!("the scheme is {scheme}, it must be https or http"))),
+        _ => Err(invalid("it must look like https://HOST:PORT or http://HOST:PORT".to_owned())),
     }
 }
 
@@ -443,6 +485,21 @@ mod tests {
     }
 
     #[test]
+    fn the_files_for_tls_are_keys_as_well() {
+        let yaml =
+            "control-plane: https://cp:7440\ncertificate-authority: /ca\nclient-certificate: /c\nclient-key: /k\n";
+        let config = load(yaml, &Settings::default()).unwrap();
+        let file = |name: &str| Some(PathBuf::from(name));
+        let expected = Access {
+            certificate_authority: file("/ca"),
+            client_certificate: file("/c"),
+            client_key: file("/k"),
+            token_file: None,
+        };
+        assert_eq!((config.control_plane.scheme_str(), config.access), (Some("https"), expected));
+    }
+
+    #[test]
     fn lists_are_read_and_networks_are_trimmed() {
         let yaml = "node-name: n\nnode-ip: [192.0.2.1, '2001:db8::1']\ncluster-cidr: [10.244.3.9/16]\n";
         let config = load(yaml, &Settings::default()).unwrap();
@@ -487,6 +544,9 @@ mod tests {
             ("node-name: UPPER_case", "node-name: \"UPPER_case\""),
             ("control-plane: 127.0.0.1:7440", "control-plane"),
             ("control-plane: ftp://127.0.0.1", "the scheme is ftp"),
+            ("control-plane: https://cp:7440", "control-plane: https://cp:7440 needs --certificate-authority FILE"),
+            ("control-plane: http://cp:7440\ntoken-file: /t", "readable on the way"),
+            ("client-key: /k", "control-plane: --client-key needs --client-certificate"),
             ("node-ip: [192.0.2.1, 192.0.2.2]", "a second IPv4 address"),
             ("node-ip: [127.0.0.1]", "node-ip: \"127.0.0.1\""),
             ("cluster-cidr: [10.244.0.0/33]", "cluster-cidr"),

@@ -118,8 +118,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
         ips: node_ips,
         zone: config.zone.clone(),
     });
+    for (path, mode) in config.access.exposed() {
+        tracing::warn!(file = %path.display(), mode, "every user of this machine can read this secret; chmod 600 it");
+    }
     let client = format!("tollgate-proxy {}", config.node_name);
-    let source = tokio::spawn(Grpc::new(config.control_plane, client, registration, updates, metrics).run());
+    let source =
+        tokio::spawn(Grpc::new(config.control_plane, config.access, client, registration, updates, metrics).run());
 
     tokio::select! {
         _ = terminate.recv() => {}

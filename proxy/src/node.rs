@@ -3,9 +3,8 @@
 use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
-use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::connect::Client;
 use tollgate_api::v1::{ApplyRequest, GetRequest, Key};
-use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 /// What the Node object says.
@@ -24,7 +23,7 @@ impl Registration {
     ///
     /// # Errors
     /// When the control plane refuses.
-    pub async fn ensure_node(&self, client: &mut ControlPlaneClient<Channel>) -> Result<(), Status> {
+    pub async fn ensure_node(&self, client: &mut Client) -> Result<(), Status> {
         let node = &self.name;
         let key = Some(Key::node(node));
         match client.get(GetRequest { key }).await {

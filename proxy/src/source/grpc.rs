@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::mpsc;
-use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::connect::{self, Access, Client};
 use tollgate_api::v1::watch_event::Event as Said;
 use tollgate_api::v1::{Kind, Relist, ResumeToken, WatchRequest};
 use tollgate_model::object as model;
 use tollgate_model::store::Event;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::{Endpoint, Uri};
 
 use super::{Update, object};
 use crate::metrics::Metrics;
@@ -33,6 +33,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The source and what it remembers between connections.
 pub struct Grpc {
     uri: Uri,
+    access: Access,
     registration: Option<Registration>,
     /// Who watches, for the server's log.
     client: String,
@@ -45,8 +46,8 @@ pub struct Grpc {
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("cannot connect")]
-    Connect(#[source] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] connect::Error),
     #[error("{what} failed ({code:?}): {message}", code = status.code(), message = status.message())]
     Refused { what: &'static str, status: tonic::Status },
     #[error("the watch can't be resumed ({}), watching anew", .0.message)]
@@ -62,12 +63,13 @@ impl Grpc {
     #[must_use]
     pub fn new(
         uri: Uri,
+        access: Access,
         client: String,
         registration: Option<Registration>,
         updates: mpsc::Sender<Update>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { uri, registration, client, updates, metrics, resume: None }
+        Self { uri, access, registration, client, updates, metrics, resume: None }
     }
 
     /// Watches for ever; ends only when nobody takes its updates any more.
@@ -104,9 +106,7 @@ impl Grpc {
     }
 
     async fn watch(&mut self) -> Result<std::convert::Infallible, Ended> {
-        let channel = connect(self.uri.clone()).await.map_err(Ended::Connect)?;
-        // One object can be larger than tonic's default of 4 MiB: Kubernetes allows 1.5 MiB, other stores more.
-        let mut client = ControlPlaneClient::new(channel).max_decoding_message_size(64 << 20);
+        let mut client = self.connect().await?;
         if let Some(registration) = &mut self.registration {
             let refused = |status| Ended::Refused { what: "registering this node", status };
             registration.ensure_node(&mut client).await.map_err(refused)?;
@@ -127,6 +127,17 @@ impl Grpc {
             }
         }
         Err(Ended::Closed)
+    }
+
+    /// Reads the files of the access again: they may have been replaced.
+    async fn connect(&self) -> Result<Client, connect::Error> {
+        let endpoint = Endpoint::from(self.uri.clone())
+            .connect_timeout(KEEP_ALIVE)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .keep_alive_while_idle(true);
+        // One object can be larger than tonic's default of 4 MiB: Kubernetes allows 1.5 MiB, other stores more.
+        Ok(connect::connect(&endpoint, &self.access).await?.max_decoding_message_size(64 << 20))
     }
 
     async fn take(&mut self, said: Said) -> Result<(), Ended> {
@@ -194,15 +205,4 @@ fn each_kind(event: fn(model::Kind) -> Event) -> Vec<Event> {
 fn delays() -> <ExponentialBuilder as BackoffBuilder>::Backoff {
     let builder = ExponentialBuilder::new().with_min_delay(MIN_DELAY).with_max_delay(MAX_DELAY);
     builder.with_jitter().without_max_times().build()
-}
-
-async fn connect(uri: Uri) -> Result<Channel, tonic::transport::Error> {
-    Endpoint::from(uri)
-        .connect_timeout(KEEP_ALIVE)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect()
-        .await
 }
