@@ -48,7 +48,8 @@ pub(crate) fn observe(family: IpFamily, listed: &Listed, observed: &mut Observed
             _ => {}
         }
     }
-    for ((number, protocol), found) in found {
+    for ((number, protocol), mut found) in found {
+        found.frontends.sort();
         let class = |pool| match (pool, found.class) {
             (PoolKind::Cluster, Some(class)) => Some(class),
             _ => class(&listed.objects, number, pool),
