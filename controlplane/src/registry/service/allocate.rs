@@ -185,8 +185,11 @@ impl Allocations {
         let mut addresses = Vec::new();
         for (index, (family, wanted)) in resolved.families.iter().zip(&resolved.addresses).enumerate() {
             let net = self.cidrs.net(*family).map(|net| net.to_string()).unwrap_or_default();
-            // `resolve` lets only configured families through.
-            let Some(pool) = self.pool(*family) else { continue };
+            let Some(pool) = self.pool(*family) else {
+                // The range is gone since; an address that the Service has already stays.
+                addresses.extend(*wanted);
+                continue;
+            };
             let Some(address) = *wanted else {
                 let taken = pool.take(key).and_then(|number| family.address(number));
                 let what = || format!("{} ClusterIP", family.name());

@@ -42,12 +42,13 @@ fn service_type_of(spec: &ServiceSpec) -> &str {
 pub(crate) fn set_defaults(object: &mut Map<String, Value>) {
     use service_type::{CLUSTER_IP, EXTERNAL_NAME, LOAD_BALANCER};
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    // Absent, empty and 0 are one to Kubernetes, where the field is no pointer.
+    drop_empty(spec, &["type", "sessionAffinity", "externalTrafficPolicy"]);
     set_default(spec, "type", CLUSTER_IP);
     set_default(spec, "sessionAffinity", "None");
     for port in children(spec, "ports") {
+        drop_empty(port, &["protocol", "targetPort"]);
         set_default(port, "protocol", PROTOCOLS[0]);
-        // Absent, empty and 0 are one to Kubernetes.
-        port.retain(|field, value| field != "targetPort" || !(*value == "" || *value == 0));
         if let Some(number) = port.get("port").cloned() {
             set_default(port, "targetPort", number);
         }
@@ -77,6 +78,10 @@ pub(crate) fn set_defaults(object: &mut Map<String, Value>) {
         }
     }
     // A status that is absent means: keep the stored one. A new Service gets its empty one when it is written.
+}
+
+fn drop_empty(object: &mut Map<String, Value>, fields: &[&str]) {
+    object.retain(|field, value| !(fields.contains(&field.as_str()) && (*value == "" || *value == 0)));
 }
 
 /// Checks a Service that is about to be written, together with what was found about it before, and gives it what it

@@ -13,6 +13,7 @@ use super::service_type::{CLUSTER_IP, EXTERNAL_NAME, LOAD_BALANCER, NODE_PORT};
 use super::service_type_of;
 use crate::registry::invalid::Findings;
 use crate::registry::manifest::{children, set_default};
+use crate::registry::name;
 
 type Object = Map<String, Value>;
 
@@ -69,6 +70,11 @@ fn sync_cluster_ips(spec: &mut Object, old: Option<&Object>) {
     spec.retain(|field, value| {
         !(["clusterIP", "clusterIPs", "ipFamilies"].contains(&field.as_str()) && is_empty(value))
     });
+    for field in ["clusterIP", "clusterIPs"] {
+        if let Some(value) = spec.get_mut(field) {
+            canonicalize(value);
+        }
+    }
     let had = |field: &str| old.and_then(|old| old.get(field)).cloned();
     let had_list = had("clusterIPs");
     if spec.get("clusterIP") != had("clusterIP").as_ref()
@@ -113,6 +119,19 @@ fn drop_type_dependent(spec: &mut Object, old: &Object) {
     drop_same(has_health_check, &["healthCheckNodePort"]);
     if has_node_ports(old) && !has_node_ports(spec) && node_ports(old).is_superset(&node_ports(spec)) {
         children(spec, "ports").for_each(|port| drop(port.shift_remove("nodePort")));
+    }
+}
+
+/// Writes addresses as they are stored, or one that was given in another spelling would count as a change later.
+fn canonicalize(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Ok(address) = name::parse_ip(text) {
+                *text = address.to_string();
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(canonicalize),
+        _ => {}
     }
 }
 

@@ -282,3 +282,26 @@ fn external_ips_that_a_service_has_stay_allowed() {
     // What one Service has is no leave for another one.
     fixture.service("other", json!({"externalIPs": ["192.0.2.1"]})).unwrap_err();
 }
+
+#[test]
+fn an_address_stays_when_its_range_is_gone() {
+    let mut fixture = Fixture::new();
+    let dual = json!({"ipFamilyPolicy": "PreferDualStack"});
+    let (_, made) = fixture.service("web", dual.clone()).unwrap();
+    let records = fixture.state.objects.values().map(|record| (**record).clone()).collect();
+    let allocations = Allocations::new("10.97.0.0/24".parse().unwrap(), 30_000..=30_003);
+    let state = State::restore(fixture.state.revision, records, allocations, ExternalIpCidrs::default()).unwrap();
+    let mut fixture = Fixture { state };
+    assert_eq!(fixture.service("web", dual).unwrap(), (Outcome::Unchanged, made.clone()));
+    let changed = json!({"ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 81}]});
+    assert_eq!(fixture.service("web", changed).unwrap().1["clusterIPs"], made["clusterIPs"]);
+}
+
+#[test]
+fn another_spelling_of_an_address_is_no_change() {
+    let mut fixture = Fixture::new();
+    let spelled = json!({"clusterIP": "fd00:0096:0::0009"});
+    let (_, made) = fixture.service("web", spelled.clone()).unwrap();
+    assert_eq!(made["clusterIPs"], json!(["fd00:96::9"]));
+    assert_eq!(fixture.service("web", spelled).unwrap().0, Outcome::Unchanged);
+}
