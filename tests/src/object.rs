@@ -131,6 +131,13 @@ impl Service {
         self.spec("type", json!("LoadBalancer"))
     }
 
+    /// `type: ExternalName`: only a name, without families.
+    #[must_use]
+    pub fn external_name(mut self, name: &str) -> Self {
+        self.spec.retain(|field, _| !["ipFamilyPolicy", "ipFamilies"].contains(&field.as_str()));
+        self.spec("type", json!("ExternalName")).spec("externalName", json!(name))
+    }
+
     /// An external IP.
     #[must_use]
     pub fn external_ip(self, ip: IpAddr) -> Self {

@@ -29,8 +29,7 @@ fn headless_ignored(stage: &mut Stage) -> Result<()> {
     let reply = client.clone().impatient().tcp(web);
     ensure!(reply.outcome == Outcome::Timeout, "a headless Service still has a frontend: {reply}");
     // The same of a Service that is only a name.
-    let external = scene.service("elsewhere").spec("type", json!("ExternalName"));
-    scene.apply([external.spec("externalName", json!("example.net")).into()])?;
+    scene.apply([scene.service("elsewhere").external_name("example.net").into()])?;
     ensure!(client.tcp(other).by()? == "pod-2b", "the control answers");
     client.tcp(scene.pod("pod-2a").socket(scene.family, TCP_PORT)).answer()?;
     Ok(())
