@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use futures::{StreamExt, TryStreamExt, stream};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tollgate_api::v1::control_plane_client::ControlPlaneClient;
+use tollgate_api::connect::{Access, Client as Inner, connect_lazily};
 use tollgate_api::v1::{ApplyRequest, DeleteRequest, GetRequest, Key, Object, StatusRequest};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tower::service_fn;
 
 use crate::netns::NetNs;
@@ -19,22 +19,24 @@ use crate::runtime::{block_on, runtime};
 /// Reads and writes objects, and remembers the newest revision that it has written.
 #[derive(Debug)]
 pub struct Client {
-    inner: ControlPlaneClient<Channel>,
+    inner: Inner,
     newest: AtomicU64,
 }
 
 impl Client {
-    /// A client that dials `to` from `netns` when it is first used, and again whenever the connection is lost.
-    pub fn new(netns: &NetNs, to: SocketAddr) -> Self {
+    /// A client that dials `to` from `netns` when it is first used, and again whenever the connection is lost; over TLS if
+    /// it has an `access`.
+    pub fn new(netns: &NetNs, to: SocketAddr, access: Option<&Access>) -> Result<Self> {
         let netns = netns.clone();
         let connector = service_fn(move |_| {
             let netns = netns.clone();
             async move { tcp::dial(&netns, None, to).await.map(TokioIo::new) }
         });
         let _guard = runtime().enter();
-        let endpoint = Endpoint::from_shared(format!("http://{to}")).expect("an address makes a URI");
-        let channel = endpoint.connect_with_connector_lazy(connector);
-        Self { inner: ControlPlaneClient::new(channel), newest: AtomicU64::new(0) }
+        let scheme = if access.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{to}")).expect("an address makes a URI");
+        let inner = connect_lazily(&endpoint, access.unwrap_or(&Access::default()), connector)?;
+        Ok(Self { inner, newest: AtomicU64::new(0) })
     }
 
     /// Creates or replaces an object; returns it as stored.

@@ -2,8 +2,9 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
+use tollgate_api::connect::Access;
 
 use crate::address::{self, Family};
 use crate::binary;
@@ -21,6 +22,8 @@ pub struct ControlPlane {
     process: Option<Process>,
     program: Program,
     data: TempDir,
+    /// Its certificates, if it has TLS.
+    pki: Option<TempDir>,
     client: Client,
     log: Log,
 }
@@ -28,24 +31,40 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts one with an empty store, and waits until it answers.
     pub fn start(host: &Host) -> Result<Self> {
-        let data = data_dir()?;
+        Self::start_with(host, None)
+    }
+
+    /// As [`ControlPlane::start`], with TLS, and certificates for the proxies of these nodes.
+    pub fn start_secured(host: &Host, nodes: &[&str]) -> Result<Self> {
+        let pki = scratch("pki-")?;
+        let dir = pki.path().display().to_string();
+        let flags =
+            ["certs", "--dir", &dir, "--server-name", &host.ip(Family::V4).to_string(), "--node", &nodes.join(",")];
+        let (status, told) = program(host, flags.map(str::to_owned).to_vec())?.run()?;
+        ensure!(status.success(), "no certificates: {told}");
+        Self::start_with(host, Some(pki))
+    }
+
+    fn start_with(host: &Host, pki: Option<TempDir>) -> Result<Self> {
+        let data = scratch("control-plane-")?;
         let listen = SocketAddr::new(host.ip(Family::V4), PORT);
-        let program = Program {
-            name: "control plane".into(),
-            path: binary::locate(binary::CONTROL_PLANE)?,
-            arguments: arguments(listen, &data),
-            environment: Vec::new(),
-            netns: host.netns().clone(),
-        };
-        let client = Client::new(host.netns(), listen);
-        let mut this = Self { process: None, program, data, client, log: Log::default() };
+        let program = program(host, arguments(listen, &data, pki.as_ref()))?;
+        let access = pki.as_ref().map(|pki| access(pki, "operator"));
+        let client = Client::new(host.netns(), listen, access.as_ref())?;
+        let mut this = Self { process: None, program, data, pki, client, log: Log::default() };
         this.resume()?;
         Ok(this)
     }
 
     /// Where proxies find it.
     pub fn url(&self) -> String {
-        format!("http://{}", SocketAddr::new(address::CONTROL_PLANE.of(Family::V4), PORT))
+        let scheme = if self.pki.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", SocketAddr::new(address::CONTROL_PLANE.of(Family::V4), PORT))
+    }
+
+    /// The files with which the proxy of a node gets in; none without TLS.
+    pub fn access(&self, node: &str) -> Option<Access> {
+        self.pki.as_ref().map(|pki| access(pki, &format!("node-{node}")))
     }
 
     /// Reads and writes its objects.
@@ -82,21 +101,51 @@ impl ControlPlane {
     /// Starts it again with an empty store: everything that proxies know is gone.
     pub fn start_anew(&mut self) -> Result<()> {
         self.stop()?;
-        self.data = data_dir()?;
-        self.program.arguments = arguments(SocketAddr::new(address::CONTROL_PLANE.of(Family::V4), PORT), &self.data);
+        self.data = scratch("control-plane-")?;
+        let listen = SocketAddr::new(address::CONTROL_PLANE.of(Family::V4), PORT);
+        self.program.arguments = arguments(listen, &self.data, self.pki.as_ref());
         self.client.forget_writes();
         self.resume()
     }
 }
 
-fn data_dir() -> Result<TempDir> {
-    TempDir::with_prefix_in("control-plane-", SCRATCH).with_context(|| format!("can't make a folder in {SCRATCH}"))
+fn scratch(prefix: &str) -> Result<TempDir> {
+    TempDir::with_prefix_in(prefix, SCRATCH).with_context(|| format!("can't make a folder in {SCRATCH}"))
 }
 
-fn arguments(listen: SocketAddr, data: &TempDir) -> Vec<String> {
+fn program(host: &Host, arguments: Vec<String>) -> Result<Program> {
+    Ok(Program {
+        name: "control plane".into(),
+        path: binary::locate(binary::CONTROL_PLANE)?,
+        arguments,
+        environment: Vec::new(),
+        netns: host.netns().clone(),
+    })
+}
+
+fn arguments(listen: SocketAddr, data: &TempDir, pki: Option<&TempDir>) -> Vec<String> {
     let (listen, data) = (listen.to_string(), data.path().display().to_string());
     let (services, external) = (address::flag(address::service_cidr), address::flag(address::external_cidr));
     let flags = ["--data-dir", &data, "--service-cidr", &services, "--allow-external-ips", &external];
-    // The network of the lab has nobody else on it.
-    ["serve", "--listen", &listen, "--insecure"].into_iter().chain(flags).map(str::to_owned).collect()
+    let file = |name: &str| pki.map(|pki| pki.path().join(name).display().to_string());
+    let security =
+        [("--tls-cert-file", "server.crt"), ("--tls-private-key-file", "server.key"), ("--client-ca-file", "ca.crt")];
+    let mut security: Vec<String> =
+        security.into_iter().filter_map(|(flag, name)| Some([flag.to_owned(), file(name)?])).flatten().collect();
+    if security.is_empty() {
+        // The network of the lab has nobody else on it.
+        security.push("--insecure".to_owned());
+    }
+    let given = ["serve", "--listen", &listen].into_iter().chain(flags).map(str::to_owned);
+    given.chain(security).collect()
+}
+
+fn access(pki: &TempDir, stem: &str) -> Access {
+    let file = |name: &str| Some(pki.path().join(name));
+    Access {
+        certificate_authority: file("ca.crt"),
+        client_certificate: file(&format!("{stem}.crt")),
+        client_key: file(&format!("{stem}.key")),
+        token_file: None,
+    }
 }

@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use anyhow::{Context, Result, bail, ensure};
 
 use nix::sys::signal::Signal;
+use tollgate_api::connect::Access;
 
 use crate::address;
 use crate::binary;
@@ -66,6 +67,21 @@ impl Proxy {
             match arguments.iter().position(|argument| argument == flag) {
                 Some(at) => (*value).clone_into(&mut arguments[at + 1]),
                 None => arguments.extend([(*flag).to_owned(), (*value).to_owned()]),
+            }
+        }
+    }
+
+    /// Says with which files it gets into a control plane with TLS, from its next start on.
+    pub fn set_access(&mut self, access: &Access) {
+        let Access { certificate_authority, client_certificate, client_key, token_file } = access;
+        for (flag, file) in [
+            ("--certificate-authority", certificate_authority),
+            ("--client-certificate", client_certificate),
+            ("--client-key", client_key),
+            ("--token-file", token_file),
+        ] {
+            if let Some(file) = file {
+                self.set_flags(&[(flag, &file.to_string_lossy())]);
             }
         }
     }

@@ -32,12 +32,29 @@ impl Tollgate {
 
     /// As [`Tollgate::start`], with flags that every proxy gets besides.
     pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[&str]) -> Result<Self> {
+        let control_plane = ControlPlane::start(cluster.control_host())?;
+        Self::start_over(cluster, mode, control_plane, proxy_flags)
+    }
+
+    /// As [`Tollgate::start`], where the control plane has TLS, and each proxy its node's certificate.
+    pub fn start_secured(cluster: Cluster, mode: Mode) -> Result<Self> {
+        let nodes: Vec<&str> = cluster.nodes().iter().map(Node::name).collect();
+        let control_plane = ControlPlane::start_secured(cluster.control_host(), &nodes)?;
+        Self::start_over(cluster, mode, control_plane, &[])
+    }
+
+    fn start_over(cluster: Cluster, mode: Mode, control_plane: ControlPlane, proxy_flags: &[&str]) -> Result<Self> {
         let nodes = u8::try_from(cluster.nodes().len()).expect("node numbers are small");
         for node in cluster.nodes() {
             mode.prepare().iter().try_for_each(|command| run_on(node, command))?;
         }
-        let control_plane = ControlPlane::start(cluster.control_host())?;
-        let proxies = cluster.nodes().iter().map(|node| Proxy::new(node, mode, &control_plane.url(), proxy_flags));
+        let proxies = cluster.nodes().iter().map(|node| {
+            let mut proxy = Proxy::new(node, mode, &control_plane.url(), proxy_flags)?;
+            if let Some(access) = control_plane.access(node.name()) {
+                proxy.set_access(&access);
+            }
+            Ok(proxy)
+        });
         let mut this = Self { proxies: proxies.collect::<Result<_>>()?, control_plane, cluster };
         this.proxies.iter_mut().try_for_each(Proxy::start)?;
         (1..=nodes).try_for_each(|number| this.wait_ready(number))?;

@@ -35,6 +35,8 @@ enum Case {
     Steps(fn(&Scene<'_>) -> Result<()>),
     /// Steps in a lab of its own.
     Own(fn(&mut Stage) -> Result<()>),
+    /// Steps in a lab of its own, whose control plane has TLS.
+    Secured(fn(&mut Stage) -> Result<()>),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,10 @@ fn trial(rule: &'static str, case: Case, mode: Mode, family: Family, shared: Arc
         }),
         Case::Steps(steps) => judge(&mut shared.get().map_err(words)?, |lab| steps(&Scene::new(lab, family, rule)?)),
         Case::Own(steps) => judge(&mut Stage { lab: lab(mode).map_err(words)?, mode, family }, steps),
+        Case::Secured(steps) => {
+            let lab = cluster().and_then(|cluster| Tollgate::start_secured(cluster, mode)).map_err(words)?;
+            judge(&mut Stage { lab, mode, family }, steps)
+        }
     })
 }
 
@@ -76,9 +82,13 @@ fn words(error: anyhow::Error) -> String {
 
 /// A lab of two nodes with two pods each, where two outside hosts send what is for Services to node 1.
 fn lab(mode: Mode) -> Result<Tollgate> {
+    Tollgate::start(cluster()?, mode)
+}
+
+fn cluster() -> Result<Cluster> {
     let cluster = Cluster::new(Topology { hosts: 2, ..Topology::default() })?;
     for host in [1, 2] {
         cluster.host(host).route_services_via(cluster.node(1))?;
     }
-    Tollgate::start(cluster, mode)
+    Ok(cluster)
 }

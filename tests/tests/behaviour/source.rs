@@ -1,7 +1,8 @@
 //! The control plane goes and comes back.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tollgate_api::v1::Key;
 use tollgate_lab::{Load, Outcome, Protocol, eventually};
 
 use crate::Case;
@@ -11,6 +12,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("source-lost-keeps-serving", Case::Own(source_lost)),
     ("source-lost-keeps-serving-restarted-proxy", Case::Own(proxy_restarts_without_source)),
     ("source-lost-keeps-serving-relist", Case::Own(relist)),
+    ("source-over-tls", Case::Secured(over_tls)),
 ];
 
 const CLIENTS: [Client; 3] = [Client::Pod("pod-1a"), Client::Node(2), Client::Outside];
@@ -102,4 +104,35 @@ fn relist(stage: &mut Stage) -> Result<()> {
     let counters = load.stop();
     println!("source-lost-keeps-serving-relist: {counters}");
     counters.ensure_none_failed()
+}
+
+/// Each proxy has its node's certificate, and may register that node alone.
+fn over_tls(stage: &mut Stage) -> Result<()> {
+    let scene = stage.scene()?;
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    let vip = scene.vip("web", 80)?;
+    ensure_served(&scene, vip, &["pod-2a"])?;
+    for node in [1, 2] {
+        let name = scene.cluster().node(node).name().to_owned();
+        ensure!(stage.lab.object(Key::node(&name))?["metadata"]["name"] == name.as_str(), "{name} is not registered");
+    }
+    // Connections are made anew, and files are read again.
+    stage.lab.control_plane().stop()?;
+    stage.lab.control_plane().resume()?;
+    let scene = stage.scene()?;
+    scene.set_ready("web", &["pod-2b"])?;
+    ensure_served(&scene, vip, &["pod-2b"])?;
+    // With the other node's certificate it reads, but can't register this node, and says so; what it made stays.
+    let (own, other) = (scene.cluster().node(1).name().to_owned(), scene.cluster().node(2).name().to_owned());
+    stage.lab.delete(Key::node(&own))?;
+    let access = stage.lab.control_plane().access(&other).context("the lab has no TLS")?;
+    stage.lab.proxy(1).stop()?;
+    stage.lab.proxy(1).set_access(&access);
+    stage.lab.proxy(1).start()?;
+    let refusal = format!("may not apply node {own}: a node writes its own Node alone, node {other}");
+    eventually("the proxy to be refused", || {
+        ensure!(stage.lab.proxy(1).log().contains(&refusal), "nothing of it is in its log");
+        Ok(())
+    })?;
+    ensure_served(&Scene::of(&stage.lab, stage.family, "default"), vip, &["pod-2b"])
 }

@@ -17,7 +17,7 @@ use super::refusal::{Parties, Refusal};
 const ALERT: [u8; 2] = [21, 3];
 
 /// Where the reason is put down; shared with the requests that fail because of it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Slot {
     parties: Arc<Parties>,
     refusal: Arc<Mutex<Option<Refusal>>>,

@@ -17,11 +17,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint};
-use tower::{Service, service_fn};
+use tower::{Service, ServiceExt, service_fn};
 
 use crate::pem;
 use crate::v1::control_plane_client::ControlPlaneClient;
@@ -33,7 +34,7 @@ pub use refusal::Refusal;
 pub type Client = ControlPlaneClient<Connection>;
 
 /// A connection to a control plane, over which the client says who it is. Cloning makes another handle.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     channel: Channel,
     authorization: Option<HeaderValue>,
@@ -73,42 +74,79 @@ pub enum Error {
 /// # Errors
 /// When a file can't be used, the server can't be reached, or is not who it should be.
 pub async fn connect(endpoint: &Endpoint, access: &Access) -> Result<Client, Error> {
-    let server = endpoint.uri().clone();
-    access.check(&server)?;
-    let tls = match access.tls()? {
-        Some(config) => Some((Arc::new(config), server_name(&server)?)),
-        None => None,
-    };
-    let authorization = access.authorization()?;
-    let refusal = Slot::new(refusal::Parties { server: server.clone(), access: access.clone() });
-    let slot = refusal.clone();
-    let connector = service_fn(move |uri: Uri| dial(uri, tls.clone(), slot.clone()));
-    let connected = endpoint.connect_with_connector(connector).await;
-    let channel = connected.map_err(|source| match refusal.take() {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let way = Way::new(endpoint, access)?;
+    let connected = endpoint.connect_with_connector(way.connector(tcp)).await;
+    let channel = connected.map_err(|source| match way.refusal.take() {
         Some(refusal) => Error::Refused(refusal),
-        None => Error::Unreachable { server: access::shown(&server), source },
+        None => Error::Unreachable { server: access::shown(endpoint.uri()), source },
     })?;
-    Ok(ControlPlaneClient::new(Connection { channel, authorization, refusal }))
+    Ok(way.client(channel))
+}
+
+/// A client that connects when it is first used, over TCP connections that `tcp` makes.
+///
+/// # Errors
+/// When a file can't be used.
+pub fn connect_lazily<C>(endpoint: &Endpoint, access: &Access, tcp: C) -> Result<Client, Error>
+where
+    C: Service<Uri, Response = TokioIo<TcpStream>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+{
+    let way = Way::new(endpoint, access)?;
+    let channel = endpoint.connect_with_connector_lazy(way.connector(tcp));
+    Ok(way.client(channel))
 }
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn dial(
-    server: Uri,
+/// What connections to one server are made with.
+struct Way {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    slot: Slot,
-) -> Result<TokioIo<Link>, BoxError> {
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_nodelay(true);
-    let stream = tcp.call(server).await?.into_inner();
-    let Some((config, name)) = tls else { return Ok(TokioIo::new(Link::plain(stream, slot))) };
-    match TlsConnector::from(config).connect(name, stream).await {
-        Ok(stream) => Ok(TokioIo::new(Link::tls(stream, slot))),
-        Err(error) => {
-            slot.note_handshake(&error);
-            Err(error.into())
-        }
+    authorization: Option<HeaderValue>,
+    refusal: Slot,
+}
+
+impl Way {
+    fn new(endpoint: &Endpoint, access: &Access) -> Result<Self, Error> {
+        let server = endpoint.uri();
+        access.check(server)?;
+        let tls = match access.tls()? {
+            Some(config) => Some((Arc::new(config), server_name(server)?)),
+            None => None,
+        };
+        let refusal = Slot::new(refusal::Parties { server: server.clone(), access: access.clone() });
+        Ok(Way { tls, authorization: access.authorization()?, refusal })
+    }
+
+    fn connector<C>(
+        &self,
+        tcp: C,
+    ) -> impl Service<Uri, Response = TokioIo<Link>, Error = BoxError, Future: Send> + Send + 'static
+    where
+        C: Service<Uri, Response = TokioIo<TcpStream>, Error: Into<BoxError>, Future: Send> + Clone + Send + 'static,
+    {
+        let (tls, slot) = (self.tls.clone(), self.refusal.clone());
+        service_fn(move |uri: Uri| {
+            let (tls, slot, tcp) = (tls.clone(), slot.clone(), tcp.clone());
+            async move {
+                let stream = tcp.oneshot(uri).await.map_err(Into::into)?.into_inner();
+                let Some((config, name)) = tls else { return Ok(TokioIo::new(Link::plain(stream, slot))) };
+                match TlsConnector::from(config).connect(name, stream).await {
+                    Ok(stream) => Ok(TokioIo::new(Link::tls(stream, slot))),
+                    Err(error) => {
+                        slot.note_handshake(&error);
+                        Err(error.into())
+                    }
+                }
+            }
+        })
+    }
+
+    fn client(self, channel: Channel) -> Client {
+        let Way { authorization, refusal, .. } = self;
+        ControlPlaneClient::new(Connection { channel, authorization, refusal })
     }
 }
 

@@ -13,6 +13,7 @@ use super::access::{Access, shown};
 pub struct Refusal(String);
 
 /// Who talks to whom, with which files.
+#[derive(Debug)]
 pub(super) struct Parties {
     pub(super) server: Uri,
     pub(super) access: Access,
