@@ -27,7 +27,7 @@ mod netns;
 mod sample;
 
 fn main() -> ExitCode {
-    let tests: [(&str, fn()); 21] = [
+    let tests: [(&str, fn()); 22] = [
         ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
         ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
         ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         ("a_foreign_element_is_swept", a_foreign_element_is_swept),
         ("a_foreign_chain_and_set_in_our_table_are_swept", a_foreign_chain_and_set_in_our_table_are_swept),
         ("flushed_added_and_deleted_rules_are_repaired", flushed_added_and_deleted_rules_are_repaired),
+        ("a_rule_replaced_under_the_same_comment_is_repaired", a_rule_replaced_under_the_same_comment_is_repaired),
         ("a_deleted_table_is_made_anew", a_deleted_table_is_made_anew),
         ("a_set_declared_otherwise_is_made_anew_in_place", a_set_declared_otherwise_is_made_anew_in_place),
         ("a_change_that_meets_drift_becomes_a_full_sync", a_change_that_meets_drift_becomes_a_full_sync),
@@ -300,6 +301,18 @@ fn lines(text: &str) -> Vec<&str> {
     lines
 }
 
+fn a_rule_replaced_under_the_same_comment_is_repaired() {
+    let mark = "meta mark set meta mark | 0x4000 comment \"off-cluster-masquerade\"";
+    assert_repairs(
+        &[
+            "flush chain ip tollgate off-cluster",
+            "add rule ip tollgate off-cluster ip saddr @local_pods drop comment \"pod-source-kept\"",
+            &format!("add rule ip tollgate off-cluster {mark}"),
+        ],
+        &["ip tollgate: chain off-cluster was 2 rules: pod-source-kept, off-cluster-masquerade"],
+    );
+}
+
 fn a_deleted_table_is_made_anew() {
     assert_repairs(&["delete table ip6 tollgate"], &["table ip6 tollgate was missing"]);
 }
@@ -397,7 +410,7 @@ fn what_is_observed_is_what_was_synced() {
         observed.node_port_addresses.iter().collect::<BTreeSet<_>>(),
         wanted.node_port_addresses.iter().collect()
     );
-    assert_eq!(observed.foreign, ["ip tollgate: picks { 0:99 } ?"]);
+    assert_eq!(observed.foreign, ["ip tollgate: picks { 0:99 } accept"]);
     let names: Vec<_> = observed.service_ports.iter().map(|it| (it.name.as_str(), it.family)).collect();
     let expected: Vec<_> =
         wanted.service_ports.keys().flat_map(|name| IpFamily::ALL.map(|family| (name.to_string(), family))).collect();

@@ -1,14 +1,21 @@
-//! The text of the layout: how each set is declared and which rules each chain has.
+//! The layout: how each set is declared and which rules each chain has.
 //!
-//! Every text carries a comment: for a set what it is for, for a rule the rule of Services that it realises where there
-//! is one; then a fingerprint of the text. A listing is judged by these comments alone.
+//! A rule's comment names the rule of Services that it realises, where there is one; a set's says what it is for.
 
-use std::fmt::Write as _;
+use std::time::Duration;
 
-use tollgate_model::name::IpFamily;
+use tollgate_model::name::{IpFamily, Protocol};
 
+use super::netlink::Table;
+use super::netlink::attribute::Bytes;
+use super::netlink::chain::{Base, Hook};
+use super::netlink::rule::Rule;
+use super::netlink::set::{DataType, Declaration, Fields, Set};
+use super::netlink::term::{
+    ADDRESS_LOCAL, CT_STATE_INVALID, CT_STATUS_DNAT, Ct, Field, Meta, Term, map, random, source_address_type, value,
+};
 use super::object::{Chain, ChainName, FixedChain, SetName};
-use super::word::{Balance, Kind, PoolKind};
+use super::word::{Balance, PoolKind};
 
 /// What the rules of one family's table depend on, besides the elements of its sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,334 +43,339 @@ pub(crate) enum Detect {
     Interface(String),
 }
 
-/// One rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Rule {
-    /// As nft takes it, without the comment.
-    pub(crate) text: String,
-    /// Unique to this rule's text within any version of this program.
-    pub(crate) comment: String,
-}
+/// The masks of a word's parts: `word.rs` draws them.
+const NUMBER: u32 = 0xffff_c000;
+const NUMBER_AND_POOL: u32 = 0xffff_e000;
+const LOCAL: u32 = 0x2000;
+const CLASS: u32 = 0x1fff;
+/// What kinds have not and classes have.
+const IS_CLASS: u32 = 0x1ff0;
+const KIND: u32 = 0x7;
+const IS_LOCAL_KIND: u32 = 0x1;
+/// What refs have, and numbers alone have not.
+const IS_REF: u32 = 0x3ff0;
 
-/// The words of nft that differ between the families.
-struct Words {
-    ip: &'static str,
-    address: &'static str,
-    /// What of a client keys the affinity map, and the types of that.
-    ///
-    /// For IPv6 two hashes of the address instead of the address: nft 1.0.6 loads what an `update` writes into the register
-    /// that holds the fifth 32-bit part of its key (`reg_key 1 ... sreg_data 2` in its debug output), so that a key of
-    /// number and address is stored with its end overwritten and never found again. Clients whose hashes are both equal,
-    /// one pair in 2^64, share an endpoint.
-    client: &'static str,
-    client_type: &'static str,
-}
+/// How many clients the memory of affinity holds.
+const AFFINITY_SIZE: u32 = 1 << 20;
+/// A drawn slot is a number as wide as this; the modulus that a rule draws by is the pool's.
+const SLOTS: u32 = 65_536;
+/// Enough for an interface's name and the zero after it.
+const IFNAMSIZ: usize = 16;
 
 impl Style {
-    /// The family's table, as nft names it.
-    pub(crate) fn table(&self) -> &'static str {
+    /// The family's table.
+    pub(crate) fn table(&self) -> Table {
         table(self.family)
     }
 
-    fn words(&self) -> Words {
-        match self.family {
-            IpFamily::V4 => Words { ip: "ip", address: "ipv4_addr", client: "ip saddr", client_type: "ip saddr" },
-            IpFamily::V6 => Words {
-                ip: "ip6",
-                address: "ipv6_addr",
-                client: "jhash ip6 saddr mod 4294967295 seed 0x1 . jhash ip6 saddr mod 4294967295 seed 0x2",
-                // Any 32-bit number: `typeof` does not know hashes.
-                client_type: "numgen random mod 65536 . numgen random mod 65536",
-            },
-        }
+    fn saddr(&self) -> Term {
+        Field::Saddr(self.family).into()
     }
 
-    /// How a set is declared: what stands between the braces, without the comment, and the comment.
+    fn daddr(&self) -> Term {
+        Field::Daddr(self.family).into()
+    }
+
+    /// How a set is declared.
     ///
-    /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: a map whose
-    /// data is `ip daddr . th dport` is taken, but not a later rule `tcp dnat ... map` over it ("conflicting protocols").
-    pub(crate) fn set(&self, set: &SetName) -> (String, String) {
-        let Words { ip, address, client_type, .. } = self.words();
-        let (purpose, text) = match set {
-            SetName::LocalPods => ("addresses of local pods", format!("type {address}; flags interval;")),
-            SetName::ServiceCidrs => ("ranges of ClusterIPs", format!("type {address}; flags interval;")),
-            SetName::ClusterIps => ("ClusterIPs that a Service holds", format!("type {address};")),
-            SetName::Hairpin => ("endpoints of this node", format!("type {address} . {address};")),
-            SetName::NodeportIps => ("addresses that answer NodePorts", format!("type {address};")),
-            SetName::LbRanges => (
-                "word of a frontend and who may dial it",
-                format!("typeof meta priority . {ip} saddr; flags interval;"),
-            ),
-            SetName::Frontends => {
-                ("frontend to word", format!("typeof {ip} daddr . meta l4proto . th dport : meta priority; counter;"))
+    /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: for a map whose
+    /// data is `ip daddr . th dport`, nft cannot load what it lists, `tcp dnat ... map` ("conflicting protocols").
+    pub(crate) fn set(&self, set: &SetName) -> Set {
+        let address = || Fields::Type(vec![DataType::address(self.family)]);
+        let frontend = || Fields::Typeof(vec![self.daddr(), Meta::L4proto.into(), Field::AnyDport.into()]);
+        let (purpose, declaration) = match set {
+            SetName::LocalPods => ("addresses of local pods", Declaration::set(address()).interval()),
+            SetName::ServiceCidrs => ("ranges of ClusterIPs", Declaration::set(address()).interval()),
+            SetName::ClusterIps => ("ClusterIPs that a Service holds", Declaration::set(address())),
+            SetName::Hairpin => {
+                let twice = Fields::Type(vec![DataType::address(self.family); 2]);
+                ("endpoints of this node", Declaration::set(twice))
             }
+            SetName::NodeportIps => ("addresses that answer NodePorts", Declaration::set(address())),
+            SetName::LbRanges => {
+                let key = Fields::Typeof(vec![word(), self.saddr()]);
+                ("word of a frontend and who may dial it", Declaration::set(key).interval())
+            }
+            SetName::Frontends => ("frontend to word", Declaration::map(frontend(), words()).counter()),
             SetName::Nodeports => {
-                ("NodePort to word", "typeof meta l4proto . th dport : meta priority; counter;".to_owned())
+                let key = Fields::Typeof(vec![Meta::L4proto.into(), Field::AnyDport.into()]);
+                ("NodePort to word", Declaration::map(key, words()).counter())
             }
-            SetName::Pools => ("pool to class", "typeof meta priority : meta priority;".to_owned()),
-            SetName::Picks => ("class to chain", "typeof meta priority : verdict;".to_owned()),
-            SetName::SlotsTcp => ("slot to endpoint", slots(&format!("{ip} daddr . tcp dport"))),
-            SetName::SlotsUdp => ("slot to endpoint", slots(&format!("{ip} daddr . udp dport"))),
-            SetName::SlotsSctp => ("slot to endpoint", slots(&format!("{ip} daddr . sctp dport"))),
-            SetName::StickySlots => ("slot to ref", slots("meta priority")),
+            SetName::Pools => ("pool to class", Declaration::map(words(), words())),
+            SetName::Kinds => ("kind to chain", Declaration::vmap(words())),
+            SetName::Picks => ("class to chain", Declaration::vmap(words())),
+            SetName::SlotsTcp => ("slot to endpoint", self.slots(Protocol::Tcp)),
+            SetName::SlotsUdp => ("slot to endpoint", self.slots(Protocol::Udp)),
+            SetName::SlotsSctp => ("slot to endpoint", self.slots(Protocol::Sctp)),
+            SetName::StickySlots => ("slot to ref", Declaration::map(slot_key(), words())),
             // Not `typeof`: one map for all protocols.
-            SetName::Refs => ("ref to Cluster endpoint", format!("type classid : {address} . inet_service;")),
-            SetName::LocalRefs => ("ref to Local endpoint", format!("type classid : {address} . inet_service;")),
-            SetName::Affinity => (
-                "client to ref",
-                format!("typeof meta priority . {client_type} : meta priority; size 1048576; flags dynamic,timeout;"),
-            ),
-            SetName::Foreign(_) => ("", String::new()),
+            SetName::Refs => ("ref to Cluster endpoint", self.refs()),
+            SetName::LocalRefs => ("ref to Local endpoint", self.refs()),
+            SetName::Affinity => {
+                let key = Fields::Typeof(vec![word(), self.saddr()]);
+                ("client to ref", Declaration::map(key, words()).dynamic(AFFINITY_SIZE))
+            }
+            SetName::Foreign(_) => ("", Declaration::set(address())),
         };
-        let comment = format!("{purpose} {:08x}", fingerprint(&text));
-        (text, comment)
+        declaration.comment(purpose).named(set.as_str())
     }
 
-    /// The chain as it should be listed.
+    fn slots(&self, protocol: Protocol) -> Declaration {
+        Declaration::map(slot_key(), Fields::Typeof(vec![self.daddr(), Field::Dport(protocol).into()]))
+    }
+
+    fn refs(&self) -> Declaration {
+        let endpoint = Fields::Type(vec![DataType::address(self.family), DataType::InetService]);
+        Declaration::map(Fields::Type(vec![DataType::Classid]), endpoint)
+    }
+
+    /// The chain as it should be.
     pub(crate) fn chain(&self, chain: &ChainName) -> Chain {
-        let hook = match hook(chain) {
-            Some((kind, hook, priority)) => format!("{kind} {hook} {priority} accept"),
-            None => String::new(),
-        };
-        Chain { hook, rules: self.rules(chain).into_iter().map(|rule| rule.comment).collect() }
+        Chain { base: base(chain), rules: self.rules(chain) }
     }
 
     /// The rules of a chain, in order.
-    pub(crate) fn rules(&self, chain: &ChainName) -> Vec<Rule> {
-        let mut rules = Rules { words: self.words(), rules: Vec::new() };
+    fn rules(&self, chain: &ChainName) -> Vec<Rule> {
         match chain {
-            ChainName::Fixed(chain) => self.fixed(*chain, &mut rules),
-            ChainName::Balance(balance @ Balance { timeout: None, .. }) => Self::balance(*balance, &mut rules),
+            ChainName::Fixed(chain) => self.fixed(*chain),
+            ChainName::Balance(balance @ Balance { timeout: None, .. }) => self.balance(*balance),
             ChainName::Balance(balance @ Balance { timeout: Some(timeout), .. }) => {
-                Self::sticky_balance(*balance, *timeout, &mut rules);
+                self.sticky_balance(*balance, *timeout)
             }
             ChainName::Again { protocol, is_sticky: false, .. } => {
-                rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), 1)));
-                rules.add("", "drop");
+                vec![self.dnat_to_slot(*protocol, 1), rule("").drop()]
             }
-            ChainName::Again { pool, protocol, is_sticky: true } => {
-                rules.add("", format!("meta priority set {}", pool_word(*pool)));
-                rules.add("", "meta priority set meta priority . numgen random mod 1 map @sticky_slots");
-                rules.add("", dnat_to_ref(*pool, protocol.as_str()));
-                rules.add("", "drop");
-            }
-            ChainName::Foreign(_) => {}
+            ChainName::Again { pool, protocol, is_sticky: true } => vec![
+                rule("").set(Meta::Priority, pool_word(*pool)),
+                choose_ref(1),
+                self.dnat_to_ref(*pool, *protocol),
+                rule("").drop(),
+            ],
+            ChainName::Foreign(_) => Vec::new(),
         }
-        rules.rules
     }
 
-    fn fixed(&self, chain: FixedChain, rules: &mut Rules) {
+    fn fixed(&self, chain: FixedChain) -> Vec<Rule> {
         match chain {
-            FixedChain::Refuse => {
-                rules.add("no-endpoints-reject", "meta l4proto tcp reject with tcp reset");
-                rules.add("no-endpoints-reject", "reject");
-            }
-            FixedChain::OffCluster => self.off_cluster(rules),
+            FixedChain::Refuse => vec![
+                rule("no-endpoints-reject").protocol(Protocol::Tcp).reset(),
+                rule("no-endpoints-reject").reject(self.family),
+            ],
+            FixedChain::OffCluster => self.off_cluster(),
             FixedChain::Pool => {
-                rules.add("", "meta priority set meta priority map @pools");
-                rules.add("", "meta priority & 0x1fff vmap @picks");
-                rules.add("", "drop");
+                vec![rule("").set(Meta::Priority, map([word()], SetName::Pools.as_str())), pick(), rule("").drop()]
             }
-            FixedChain::VipLocal => {
-                rules.add("", "jump off-cluster");
-                rules.add("internal-policy-local", format!("meta priority set {}", pool_word(PoolKind::Local)));
-                rules.add("", "goto pool");
-            }
-            FixedChain::ExtCluster => {
-                rules.add("external-cluster-masquerade", self.mark());
-                rules.add("", format!("meta priority set {}", pool_word(PoolKind::Cluster)));
-                rules.add("", "goto pool");
-            }
-            FixedChain::ExtShortcut => {
-                rules.add("external-local-shortcut", format!("meta priority set {}", pool_word(PoolKind::Cluster)));
-                rules.add("", "goto pool");
-            }
-            FixedChain::ExtLocal => self.ext_local(rules),
-            FixedChain::LbGuard => {
+            FixedChain::VipLocal => vec![
+                rule("").jump(FixedChain::OffCluster.as_str()),
+                rule("internal-policy-local").set(Meta::Priority, pool_word(PoolKind::Local)),
+                rule("").goto(FixedChain::Pool.as_str()),
+            ],
+            FixedChain::ExtCluster => vec![
+                self.mark(rule("external-cluster-masquerade")),
+                rule("").set(Meta::Priority, pool_word(PoolKind::Cluster)),
+                rule("").goto(FixedChain::Pool.as_str()),
+            ],
+            FixedChain::ExtShortcut => vec![
+                rule("external-local-shortcut").set(Meta::Priority, pool_word(PoolKind::Cluster)),
+                rule("").goto(FixedChain::Pool.as_str()),
+            ],
+            FixedChain::ExtLocal => self.ext_local(),
+            FixedChain::LbGuard => vec![
                 // The frontend's own word, whole: nft 1.1.3 prints a mask in the key of an interval set in the wrong byte order.
-                rules.add("lb-source-ranges", "meta priority . {ip} saddr != @lb_ranges drop");
-                rules.add("", "meta priority & 0x1 != none goto ext-local");
-                rules.add("", "goto ext-cluster");
-            }
-            FixedChain::Special => {
-                let target = |kind| match kind {
-                    Kind::VipLocal => FixedChain::VipLocal,
-                    Kind::ExtCluster => FixedChain::ExtCluster,
-                    Kind::ExtLocal => FixedChain::ExtLocal,
-                    Kind::GuardedCluster | Kind::GuardedLocal => FixedChain::LbGuard,
-                };
-                let go = Kind::ALL.map(|kind| format!("0:{:x} : goto {}", kind.low(), target(kind).as_str()));
-                rules.add("", format!("meta priority & 0x7 vmap {{ {} }}", go.join(", ")));
-                rules.add("", "drop");
-            }
+                rule("lb-source-ranges")
+                    .outside([word().big_endian(), self.saddr()], SetName::LbRanges.as_str())
+                    .drop(),
+                rule("").unequal(word() & IS_LOCAL_KIND, 0).goto(FixedChain::ExtLocal.as_str()),
+                rule("").goto(FixedChain::ExtCluster.as_str()),
+            ],
+            FixedChain::Special => vec![rule("").vmap([word() & KIND], SetName::Kinds.as_str()), rule("").drop()],
             FixedChain::Service => {
-                rules.add("", "meta priority & 0x1ff0 == none goto special");
-                rules.add("", "meta priority & 0x1fff vmap @picks");
-                rules.add("", "drop");
+                vec![rule("").equal(word() & IS_CLASS, 0).goto(FixedChain::Special.as_str()), pick(), rule("").drop()]
             }
-            FixedChain::Dispatch => {
-                let lookup = "meta priority set {ip} daddr . meta l4proto . th dport map @frontends goto service";
-                rules.add("", lookup);
-                // Ports that no Service has stay the host's own.
-                let lookup =
-                    "{ip} daddr @nodeport_ips meta priority set meta l4proto . th dport map @nodeports goto service";
-                rules.add("nodeport-addresses", lookup);
-                rules.add("unknown-port-on-vip", "{ip} daddr @cluster_ips goto refuse");
-                rules.add("unallocated-vip-drop", "{ip} daddr @service_cidrs drop");
+            FixedChain::Dispatch => self.dispatch(),
+            FixedChain::Prerouting | FixedChain::Output => vec![rule("").jump(FixedChain::Dispatch.as_str())],
+            FixedChain::Postrouting => self.postrouting(),
+            FixedChain::Forward if self.drops_invalid => {
+                vec![rule("invalid-dropped").unequal(Term::from(Ct::State) & CT_STATE_INVALID, 0).drop()]
             }
-            FixedChain::Prerouting | FixedChain::Output => rules.add("", "jump dispatch"),
-            FixedChain::Postrouting => {
-                // The word must not reach the queueing discipline, which would take it for a class.
-                rules.add("", "ct status dnat meta priority & 0xffffc000 != none meta priority set none");
-                let (mark, others) = (self.mark, !self.mark);
-                rules.add(
-                    "masquerade",
-                    format!("meta mark & {mark:#x} != 0 meta mark set meta mark & {others:#x} masquerade fully-random"),
-                );
-                rules.add("hairpin", "ct status dnat {ip} saddr . {ip} daddr @hairpin masquerade fully-random");
-            }
-            FixedChain::Forward => {
-                if self.drops_invalid {
-                    rules.add("invalid-dropped", "ct state invalid drop");
-                }
-            }
+            FixedChain::Forward => Vec::new(),
         }
+    }
+
+    fn dispatch(&self) -> Vec<Rule> {
+        let (l4proto, dport) = (|| Term::from(Meta::L4proto), || Term::from(Field::AnyDport));
+        let frontend = map([self.daddr(), l4proto(), dport()], SetName::Frontends.as_str());
+        let node_port = map([l4proto(), dport()], SetName::Nodeports.as_str());
+        vec![
+            rule("").set(Meta::Priority, frontend).goto(FixedChain::Service.as_str()),
+            // Ports that no Service has stay the host's own.
+            rule("nodeport-addresses")
+                .within([self.daddr()], SetName::NodeportIps.as_str())
+                .set(Meta::Priority, node_port)
+                .goto(FixedChain::Service.as_str()),
+            rule("unknown-port-on-vip")
+                .within([self.daddr()], SetName::ClusterIps.as_str())
+                .goto(FixedChain::Refuse.as_str()),
+            rule("unallocated-vip-drop").within([self.daddr()], SetName::ServiceCidrs.as_str()).drop(),
+        ]
+    }
+
+    fn postrouting(&self) -> Vec<Rule> {
+        let is_translated = || Term::from(Ct::Status) & CT_STATUS_DNAT;
+        let mark = || Term::from(Meta::Mark);
+        vec![
+            // The word must not reach the queueing discipline, which would take it for a class.
+            rule("").unequal(is_translated(), 0).unequal(word() & NUMBER, 0).set(Meta::Priority, value(0)),
+            rule("masquerade").unequal(mark() & self.mark, 0).set(Meta::Mark, mark() & !self.mark).masquerade(),
+            rule("hairpin")
+                .unequal(is_translated(), 0)
+                .within([self.saddr(), self.daddr()], SetName::Hairpin.as_str())
+                .masquerade(),
+        ]
     }
 
     /// A chain of its own, so that a detector that comes or goes is one chain written, however many chains ask it.
-    fn off_cluster(&self, rules: &mut Rules) {
+    fn off_cluster(&self) -> Vec<Rule> {
         if self.masquerade_all {
-            rules.add("masquerade-all", self.mark());
-        } else if let Some(is_local_pod) = self.is_local_pod() {
-            // Not `!=`: a packet of the node's own comes in through no interface, and kernels differ in what that equals.
-            rules.add("pod-source-kept", format!("{is_local_pod} return"));
-            rules.add("off-cluster-masquerade", self.mark());
+            return vec![self.mark(rule("masquerade-all"))];
         }
+        // Not `!=`: a packet of the node's own comes in through no interface, and kernels differ in what that equals.
+        let is_local_pod = self.is_local_pod(rule("pod-source-kept")).map(Rule::ret);
+        let others = is_local_pod.is_some().then(|| self.mark(rule("off-cluster-masquerade")));
+        is_local_pod.into_iter().chain(others).collect()
     }
 
-    fn ext_local(&self, rules: &mut Rules) {
-        if let Some(is_local_pod) = self.is_local_pod() {
-            rules.add("external-local-shortcut", format!("{is_local_pod} goto ext-shortcut"));
-        }
-        rules.add("external-local-shortcut", format!("fib saddr type local {} goto ext-shortcut", self.mark()));
-        rules.add("external-policy-local", format!("meta priority set {}", pool_word(PoolKind::Local)));
-        rules.add("", "goto pool");
+    fn ext_local(&self) -> Vec<Rule> {
+        let shortcut = || rule("external-local-shortcut");
+        let is_local_pod = self.is_local_pod(shortcut()).map(|rule| rule.goto(FixedChain::ExtShortcut.as_str()));
+        let is_node = shortcut().equal(source_address_type(), ADDRESS_LOCAL);
+        let rest = [
+            self.mark(is_node).goto(FixedChain::ExtShortcut.as_str()),
+            rule("external-policy-local").set(Meta::Priority, pool_word(PoolKind::Local)),
+            rule("").goto(FixedChain::Pool.as_str()),
+        ];
+        is_local_pod.into_iter().chain(rest).collect()
     }
 
     /// Matches packets from local pods; `None` where nothing tells them.
-    fn is_local_pod(&self) -> Option<String> {
+    fn is_local_pod(&self, rule: Rule) -> Option<Rule> {
         match &self.detect {
             Detect::Nothing => None,
-            Detect::Source => Some("{ip} saddr @local_pods".to_owned()),
-            Detect::Interface(name) => Some(format!("iifname \"{name}\"")),
+            Detect::Source => Some(rule.within([self.saddr()], SetName::LocalPods.as_str())),
+            Detect::Interface(name) => Some(rule.equal(Meta::Iifname, interface(name))),
         }
     }
 
     /// Asks `postrouting` to masquerade the packet.
-    fn mark(&self) -> String {
-        format!("meta mark set meta mark | {:#x}", self.mark)
+    fn mark(&self, rule: Rule) -> Rule {
+        rule.set(Meta::Mark, Term::from(Meta::Mark) | self.mark)
     }
 
-    fn balance(balance: Balance, rules: &mut Rules) {
-        let protocol = balance.protocol;
-        if balance.pool == PoolKind::Cluster {
-            rules.add("", "jump off-cluster");
-        }
-        rules.add("", format!("meta l4proto {protocol} dnat {{ip}} to {}", slot(protocol.as_str(), balance.count)));
-        rules.add("no-gap-on-update", format!("goto {}", balance.again()));
+    fn balance(&self, balance: Balance) -> Vec<Rule> {
+        let Balance { protocol, count, .. } = balance;
+        let rest = [self.dnat_to_slot(protocol, count), rule("no-gap-on-update").goto(&balance.again().to_string())];
+        ask_masquerade(balance.pool).into_iter().chain(rest).collect()
     }
 
-    fn sticky_balance(balance: Balance, timeout: u32, rules: &mut Rules) {
+    fn sticky_balance(&self, balance: Balance, timeout: u32) -> Vec<Rule> {
         let Balance { pool, protocol, count, .. } = balance;
-        if pool == PoolKind::Cluster {
-            rules.add("", "jump off-cluster");
-        }
-        let remember = format!(
-            "meta priority & 0x3ff0 != none update @affinity {{ meta priority & 0xffffc000 . {{client}} timeout {timeout}s : meta priority }}"
-        );
-        rules.add("", "meta priority set meta priority & 0xffffc000");
-        rules.add("", "meta priority set meta priority . {client} map @affinity");
-        rules.add("affinity-client-ip", &remember);
-        rules.add("", dnat_to_ref(pool, protocol.as_str()));
-        // Forgotten first: an update restarts an entry's clock and never changes what it says.
-        rules.add(
-            "affinity-dead-endpoint",
-            "meta priority & 0x3ff0 != none delete @affinity { meta priority & 0xffffc000 . {client} : meta priority }",
-        );
-        rules.add("", format!("meta priority set {}", pool_word(pool)));
-        rules.add("", format!("meta priority set meta priority . numgen random mod {count} map @sticky_slots"));
-        rules.add("affinity-client-ip", &remember);
-        rules.add("", dnat_to_ref(pool, protocol.as_str()));
-        rules.add("no-gap-on-update", format!("goto {}", balance.again()));
+        let (affinity, timeout) = (SetName::Affinity.as_str(), Duration::from_secs(timeout.into()));
+        let client = || [word() & NUMBER, self.saddr()];
+        let known = |label| rule(label).unequal(word() & IS_REF, 0);
+        let remember = || known("affinity-client-ip").update(affinity, client(), timeout, word());
+        let rest = [
+            rule("").set(Meta::Priority, word() & NUMBER),
+            rule("").set(Meta::Priority, map([word(), self.saddr()], affinity)),
+            remember(),
+            self.dnat_to_ref(pool, protocol),
+            // Forgotten first: an update restarts an entry's clock and never changes what it says.
+            known("affinity-dead-endpoint").delete(affinity, client(), word()),
+            rule("").set(Meta::Priority, pool_word(pool)),
+            choose_ref(count),
+            remember(),
+            self.dnat_to_ref(pool, protocol),
+            rule("no-gap-on-update").goto(&balance.again().to_string()),
+        ];
+        ask_masquerade(pool).into_iter().chain(rest).collect()
+    }
+
+    /// To one of a pool's first `count` slots.
+    fn dnat_to_slot(&self, protocol: Protocol, count: u32) -> Rule {
+        let key = [word() & NUMBER_AND_POOL, random(count)];
+        rule("").protocol(protocol).dnat(self.family, key, SetName::slots(protocol).as_str())
+    }
+
+    fn dnat_to_ref(&self, pool: PoolKind, protocol: Protocol) -> Rule {
+        rule("").protocol(protocol).dnat(self.family, [word()], SetName::refs(pool).as_str())
     }
 }
 
-/// Collects rules; `{ip}` and `{client}` in a text are the family's words.
-struct Rules {
-    words: Words,
-    rules: Vec<Rule>,
+/// The table of a family.
+pub(crate) fn table(family: IpFamily) -> Table {
+    Table { family, name: "tollgate" }
 }
 
-impl Rules {
-    fn add(&mut self, label: &str, text: impl AsRef<str>) {
-        let text = text.as_ref().replace("{ip}", self.words.ip).replace("{client}", self.words.client);
-        let mut comment = String::with_capacity(label.len() + 9);
-        if !label.is_empty() {
-            comment.push_str(label);
-            comment.push(' ');
-        }
-        // Writing to a string does not fail.
-        let _ = write!(comment, "{:08x}", fingerprint(&text));
-        self.rules.push(Rule { text, comment });
-    }
+/// What calls a chain, besides rules.
+fn base(chain: &ChainName) -> Option<Base> {
+    let ChainName::Fixed(chain) = chain else { return None };
+    let (kind, hook, priority) = match chain {
+        FixedChain::Prerouting => ("nat", Hook::Prerouting, -100),
+        FixedChain::Output => ("nat", Hook::Output, -100),
+        FixedChain::Postrouting => ("nat", Hook::Postrouting, 100),
+        FixedChain::Forward => ("filter", Hook::Forward, 0),
+        _ => return None,
+    };
+    Some(Base { kind: kind.into(), hook, priority, accepts: true })
 }
 
-/// The table of a family, as nft names it.
-pub(crate) fn table(family: IpFamily) -> &'static str {
-    match family {
-        IpFamily::V4 => "ip tollgate",
-        IpFamily::V6 => "ip6 tollgate",
-    }
+fn rule(label: &str) -> Rule {
+    Rule::new().comment(label)
 }
 
-/// The hook that calls a chain: type, hook and priority. Numbers, because nft 1.0.6 refuses `dstnat` in `output` and
-/// 1.1.3 prints it.
-pub(crate) fn hook(chain: &ChainName) -> Option<(&'static str, &'static str, i32)> {
-    match chain {
-        ChainName::Fixed(FixedChain::Prerouting) => Some(("nat", "prerouting", -100)),
-        ChainName::Fixed(FixedChain::Output) => Some(("nat", "output", -100)),
-        ChainName::Fixed(FixedChain::Postrouting) => Some(("nat", "postrouting", 100)),
-        ChainName::Fixed(FixedChain::Forward) => Some(("filter", "forward", 0)),
-        _ => None,
-    }
+/// The word that the packet carries.
+fn word() -> Term {
+    Meta::Priority.into()
 }
 
-fn slots(data: &str) -> String {
-    format!("typeof meta priority . numgen random mod 65536 : {data};")
+fn words() -> Fields {
+    Fields::Typeof(vec![word()])
 }
 
-/// One of a pool's first `count` slots.
-fn slot(protocol: &str, count: u32) -> String {
-    format!("meta priority & 0xffffe000 . numgen random mod {count} map @slots_{protocol}")
+fn slot_key() -> Fields {
+    Fields::Typeof(vec![word(), random(SLOTS)])
+}
+
+/// To the chain of the word's class.
+fn pick() -> Rule {
+    rule("").vmap([word() & CLASS], SetName::Picks.as_str())
+}
+
+/// Puts one of a pool's first `count` refs into the word.
+fn choose_ref(count: u32) -> Rule {
+    rule("").set(Meta::Priority, map([word(), random(count)], SetName::StickySlots.as_str()))
+}
+
+/// The Local pool is reached by what must keep its source, or has been marked before.
+fn ask_masquerade(pool: PoolKind) -> Option<Rule> {
+    (pool == PoolKind::Cluster).then(|| rule("").jump(FixedChain::OffCluster.as_str()))
 }
 
 /// The Service port's number, with the pool's bit.
-fn pool_word(pool: PoolKind) -> &'static str {
+fn pool_word(pool: PoolKind) -> Term {
     match pool {
-        PoolKind::Cluster => "meta priority & 0xffffc000",
-        PoolKind::Local => "meta priority & 0xffffc000 | 0x2000",
+        PoolKind::Cluster => word() & NUMBER,
+        PoolKind::Local => word() & NUMBER | LOCAL,
     }
 }
 
-fn dnat_to_ref(pool: PoolKind, protocol: &str) -> String {
-    format!("meta l4proto {protocol} dnat {{ip}} to meta priority map @{}", SetName::refs(pool).as_str())
-}
-
-/// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
-pub(crate) fn fingerprint(text: &str) -> u32 {
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let folded = (hash >> 32) ^ (hash & u64::from(u32::MAX));
-    u32::try_from(folded).unwrap_or(u32::MAX)
+/// What a register with an interface's name is compared with: a whole name fills it with zeros.
+fn interface(name: &str) -> Bytes {
+    match name.strip_suffix('*') {
+        Some(prefix) => Bytes::new(&prefix.as_bytes()[..prefix.len().min(IFNAMSIZ)]),
+        None => {
+            let mut whole = [0; IFNAMSIZ];
+            whole.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+            Bytes::new(&whole)
+        }
+    }
 }

@@ -2,18 +2,19 @@
 //! and why it is laid out like this: README.md beside this file.
 //!
 //! ```text
-//! Snapshot ──▶ plan ──▶ object::diff ──▶ transaction ──▶ render ──▶ kernel ──▶ nft -f -
+//! Snapshot ──▶ plan ──▶ object::diff ──▶ transaction ──▶ encode ──▶ kernel ──▶ netlink
 //!                            ▲                                        │
 //!                            └────────────── readback ◀───────────────┘  only for a full sync
 //! ```
 //!
 //! - `word`: the 32 bits that a packet carries from rule to rule.
 //! - `object`: the kernel objects of a table, and what differs between two sets of them.
-//! - `chain`: the text of the layout's sets and rules.
+//! - `chain`: the layout's sets and rules.
 //! - `plan`, `placement`, `number`: Service ports to objects.
-//! - `transaction`, `render`: changes to the text of one transaction, and to smaller ones when it is refused.
-//! - `kernel`, `readback`: the `nft` command and what it lists.
-//! - `observe`: what it lists, by Service port.
+//! - `transaction`: what one commit changes, and smaller ones when it is refused.
+//! - `encode`, `readback`, `element`: objects to the kernel's messages, and back.
+//! - `kernel`, `netlink`: the socket, and what goes over it.
+//! - `observe`: what the kernel holds, by Service port.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,18 +26,20 @@ use tollgate_model::name::{IpFamily, ServicePortName};
 use tollgate_model::snapshot::{ServicePort, Snapshot};
 
 use self::kernel::Kernel;
-use self::object::{Chain, Key, Objects, SetName, Value};
+use self::netlink::rule::Rule;
+use self::object::{Key, Objects, SetName, Value};
 use self::plan::{Edit, Plan};
 use self::readback::Listed;
 use self::transaction::TableChanges;
 use super::{Backend, DetectLocal, NodeConfig, Observed, Report, Scope, bridge, forward};
 use crate::conntrack;
 
-pub use self::kernel::Error as NftError;
+pub use self::kernel::Error as KernelError;
 
 mod chain;
+mod element;
+mod encode;
 mod kernel;
-#[expect(dead_code, reason = "the backend is converted to it next")]
 mod netlink;
 mod number;
 mod object;
@@ -44,7 +47,6 @@ mod observe;
 mod placement;
 mod plan;
 mod readback;
-mod render;
 mod transaction;
 mod word;
 
@@ -83,26 +85,24 @@ type Refused = BTreeMap<ServicePortName, String>;
 /// Why the nftables backend could not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// nft could not be run, or refused.
+    /// The kernel could not be asked, or refused.
     #[error(transparent)]
-    Nft(#[from] NftError),
-    /// The kernel or nft lacks something that the rules need.
-    #[error(
-        "this machine does not take Tollgate's {family} rules (Linux 5.10, nftables 1.0.6 and CAP_NET_ADMIN are needed)"
-    )]
+    Kernel(#[from] KernelError),
+    /// The kernel lacks something that the rules need.
+    #[error("this machine does not take Tollgate's {family} rules (Linux 5.10 and CAP_NET_ADMIN are needed)")]
     Unsupported {
         /// The family.
         family: IpFamily,
-        /// What nft says.
+        /// What the kernel says.
         #[source]
-        source: NftError,
+        source: KernelError,
     },
     /// Bridged packets would bypass the rules.
     #[error(transparent)]
     Bridge(#[from] bridge::Error),
     /// Something is left.
     #[error("cleanup is not complete: {}", join(.0))]
-    Cleanup(Vec<NftError>),
+    Cleanup(Vec<KernelError>),
 }
 
 impl Nftables {
@@ -118,10 +118,8 @@ impl Nftables {
         let families = IpFamily::ALL.into_iter().filter(|family| config.families.contains(family));
         backend.plans = families.map(|family| Plan::new(family, config, drops_invalid)).collect();
         for plan in &backend.plans {
-            let (family, table) = (plan.style().family, plan.style().table());
-            // By another name, because the table may be there, as another version made it.
-            let text = plan.sample().replace(table, &format!("{table}-probe"));
-            let checked = backend.kernel.check(&text, "the rules");
+            let family = plan.style().family;
+            let checked = backend.kernel.check(plan.style(), &plan.sample());
             checked.map_err(|source| Error::Unsupported { family, source })?;
         }
         bridge::ensure_calls_netfilter(&config.families)?;
@@ -132,7 +130,7 @@ impl Nftables {
     /// Opens a backend that is only asked to clean up or to observe.
     ///
     /// # Errors
-    /// When there is no nft.
+    /// When there is no netlink socket to be had.
     pub fn open_for_cleanup() -> Result<Self, Error> {
         Ok(Self {
             kernel: Kernel::open()?,
@@ -151,7 +149,7 @@ impl Nftables {
     /// Every object that the kernel holds, one line each: what a sync writes, in more detail than [`Backend::observe`] tells.
     ///
     /// # Errors
-    /// When nft can't be asked.
+    /// When the kernel can't be asked.
     pub fn objects(&self) -> Result<Vec<String>, Error> {
         let mut lines = Vec::new();
         for family in IpFamily::ALL {
@@ -266,17 +264,16 @@ impl Nftables {
         styles.zip(changes).map(|(style, changes)| TableChanges { style: style.clone(), changes }).collect()
     }
 
-    fn commit(&self, tables: &[TableChanges]) -> Result<(), NftError> {
-        let text = transaction::text(tables);
-        if text.is_empty() { Ok(()) } else { self.kernel.commit(&text) }
+    fn commit(&self, tables: &[TableChanges]) -> Result<(), KernelError> {
+        self.kernel.commit(tables)
     }
 
     /// Returns whether all of it was taken.
-    fn commit_or_isolate(&mut self, tables: Vec<TableChanges>) -> Result<bool, NftError> {
+    fn commit_or_isolate(&mut self, tables: Vec<TableChanges>) -> Result<bool, KernelError> {
         match self.commit(&tables) {
             Ok(()) => return Ok(true),
-            Err(NftError::Refused { cause, .. }) => {
-                tracing::warn!(cause, "nft refused a transaction; looking for the Services that it is about");
+            Err(KernelError::Refused { cause, .. }) => {
+                tracing::warn!(cause, "the kernel refused a transaction; looking for the Services that it is about");
             }
             Err(error) => return Err(error),
         }
@@ -318,8 +315,8 @@ impl Backend for Nftables {
                     return Ok(report);
                 }
                 // The kernel may not hold what we left there.
-                Err(Error::Nft(NftError::Refused { cause, .. })) => {
-                    tracing::warn!(cause, "nft refused a change; comparing with what the kernel holds");
+                Err(Error::Kernel(KernelError::Refused { cause, .. })) => {
+                    tracing::warn!(cause, "the kernel refused a change; comparing with what the kernel holds");
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -332,7 +329,7 @@ impl Backend for Nftables {
     fn observe(&self) -> Result<Observed, super::Error> {
         let mut observed = Observed::default();
         for family in IpFamily::ALL {
-            let listed = self.kernel.list(family).map_err(Error::from)?.unwrap_or_default();
+            let listed = self.kernel.observe(family).map_err(Error::from)?.unwrap_or_default();
             observe::observe(family, &listed, &mut observed);
         }
         observed.service_ports.sort();
@@ -350,7 +347,7 @@ impl Backend for Nftables {
 impl Error {
     /// Some error, for tests of who handles it.
     pub(crate) fn for_test() -> Self {
-        Self::Nft(NftError::Missing)
+        Self::Kernel(KernelError::Open(std::io::Error::other("a test")))
     }
 }
 
@@ -359,7 +356,7 @@ impl Error {
 fn forget_what_goes_with_its_set(listed: &mut Objects, plan: &Plan) {
     let is_other = |set: &SetName| {
         let found = listed.get(&Key::Set(set.clone()));
-        found.is_some_and(|found| *found != Value::Set(plan.style().set(set).1))
+        found.is_some_and(|found| *found != Value::Set(plan.style().set(set).shape))
     };
     let others: Vec<_> = SetName::ALL.into_iter().filter(is_other).collect();
     if others.is_empty() {
@@ -367,8 +364,9 @@ fn forget_what_goes_with_its_set(listed: &mut Objects, plan: &Plan) {
     }
     listed.retain(|key, _| !matches!(key, Key::Element(set, _) if others.contains(set)));
     for value in listed.values_mut() {
-        if let Value::Chain(Chain { rules, .. }) = value {
-            *rules = vec!["any".to_owned()];
+        if let Value::Chain(chain) = value {
+            // Differs from any chain of ours.
+            chain.rules = vec![Rule::new()];
         }
     }
 }

@@ -11,6 +11,10 @@ use ipnet::IpNet;
 use tollgate_model::endpoint::Endpoint;
 use tollgate_model::name::Protocol;
 
+use super::netlink::attribute::Bytes;
+use super::netlink::chain::Base;
+use super::netlink::rule::Rule;
+use super::netlink::set::Shape;
 use super::word::{Balance, PoolKind, Word};
 
 /// Everything in one table.
@@ -31,8 +35,8 @@ pub(crate) enum Key {
 /// What an object says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
-    /// A set's comment; it ends with a fingerprint of the declaration.
-    Set(String),
+    /// How a set is declared; not what a listing says about it.
+    Set(Shape),
     /// A chain.
     Chain(Chain),
     /// An element of a set says nothing but that it is there.
@@ -45,18 +49,17 @@ pub(crate) enum Value {
     Endpoint(IpAddr, u16),
     /// Where a class's packets go on.
     Verdict(Verdict),
-    /// Something that is not ours, as nft writes it.
+    /// Something that is not ours, for readers.
     Foreign(String),
 }
 
-/// A chain as the kernel lists it.
+/// A chain with its rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chain {
-    /// Type, hook, priority and policy; empty where no hook calls the chain.
-    pub(crate) hook: String,
-    /// Each rule's comment; it ends with a fingerprint of the rule. nft cannot list every rule of ours as JSON, and its
-    /// text differs from version to version, but comments come back as they were written.
-    pub(crate) rules: Vec<String>,
+    /// What calls it, besides rules.
+    pub(crate) base: Option<Base>,
+    /// In order.
+    pub(crate) rules: Vec<Rule>,
 }
 
 /// The sets and maps of the layout.
@@ -80,6 +83,8 @@ pub(crate) enum SetName {
     Nodeports,
     /// Pool to its class.
     Pools,
+    /// Kind to chain.
+    Kinds,
     /// Class to chain.
     Picks,
     /// TCP endpoints.
@@ -174,8 +179,18 @@ pub(crate) enum ElementKey {
     Word(Word),
     /// A pool's slot.
     Slot(Word, u16),
-    /// Something that is not ours, as nft writes it.
-    Foreign(Box<str>),
+    /// Something that is not ours.
+    Foreign(Box<ForeignKey>),
+}
+
+/// What identifies an element that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ForeignKey {
+    /// For readers.
+    pub(crate) text: Box<str>,
+    /// The keys of the kernel's elements that it is made of: the key, the last key of a range of a concatenation, and
+    /// whether it is where a range is over.
+    pub(crate) keys: Vec<(Bytes, Option<Bytes>, bool)>,
 }
 
 /// Where a class's packets go on.
@@ -255,7 +270,7 @@ impl Changes {
 
 impl SetName {
     /// The sets and maps of the layout, in the order of its drawing.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::LocalPods,
         Self::ServiceCidrs,
         Self::ClusterIps,
@@ -265,6 +280,7 @@ impl SetName {
         Self::Frontends,
         Self::Nodeports,
         Self::Pools,
+        Self::Kinds,
         Self::Picks,
         Self::SlotsTcp,
         Self::SlotsUdp,
@@ -281,30 +297,6 @@ impl SetName {
             Protocol::Tcp => Self::SlotsTcp,
             Protocol::Udp => Self::SlotsUdp,
             Protocol::Sctp => Self::SlotsSctp,
-        }
-    }
-
-    /// Whether its elements have no value.
-    pub(crate) fn is_plain(&self) -> bool {
-        match self {
-            Self::LocalPods
-            | Self::ServiceCidrs
-            | Self::ClusterIps
-            | Self::Hairpin
-            | Self::NodeportIps
-            | Self::LbRanges
-            | Self::Foreign(_) => true,
-            Self::Frontends
-            | Self::Nodeports
-            | Self::Pools
-            | Self::Picks
-            | Self::SlotsTcp
-            | Self::SlotsUdp
-            | Self::SlotsSctp
-            | Self::StickySlots
-            | Self::Refs
-            | Self::LocalRefs
-            | Self::Affinity => false,
         }
     }
 
@@ -333,6 +325,7 @@ impl SetName {
             Self::Frontends => "frontends",
             Self::Nodeports => "nodeports",
             Self::Pools => "pools",
+            Self::Kinds => "kinds",
             Self::Picks => "picks",
             Self::SlotsTcp => "slots_tcp",
             Self::SlotsUdp => "slots_udp",
@@ -463,7 +456,7 @@ impl fmt::Display for ElementKey {
             Self::Range(word, cidr) => write!(f, "{word} . {cidr}"),
             Self::Word(word) => write!(f, "{word}"),
             Self::Slot(word, index) => write!(f, "{word} . {index}"),
-            Self::Foreign(text) => f.write_str(text),
+            Self::Foreign(key) => f.write_str(&key.text),
         }
     }
 }
@@ -471,8 +464,13 @@ impl fmt::Display for ElementKey {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Set(comment) => write!(f, "\"{comment}\""),
-            Self::Chain(chain) => write!(f, "{} rules: {}", chain.rules.len(), chain.rules.join(", ")),
+            Self::Set(shape) => write!(f, "{shape}"),
+            Self::Chain(chain) => {
+                write!(f, "{} rules", chain.rules.len())?;
+                let labels = chain.rules.iter().map(|rule| rule.comment.as_str()).filter(|label| !label.is_empty());
+                let labels: Vec<_> = labels.collect();
+                if labels.is_empty() { Ok(()) } else { write!(f, ": {}", labels.join(", ")) }
+            }
             Self::Present => f.write_str("present"),
             Self::Word(word) => write!(f, "{word}"),
             Self::Frontend(word, name) => write!(f, "{word} for {name}"),

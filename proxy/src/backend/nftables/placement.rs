@@ -13,7 +13,6 @@ use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
 use tollgate_model::service::TrafficPolicy;
 use tollgate_model::snapshot::ServicePort;
 
-use super::chain::fingerprint;
 use super::object::{ElementKey, Key, Objects, SetName, Value};
 use super::word::{Kind, MAX_SLOTS, PoolKind, Word, low};
 
@@ -349,6 +348,15 @@ fn label(name: &ServicePortName) -> Box<str> {
         return plain.into();
     }
     format!("{}~{:08x}", &plain[..MAX_LABEL - 9], fingerprint(&whole)).into()
+}
+
+/// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
+fn fingerprint(text: &str) -> u32 {
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let folded = (hash >> 32) ^ (hash & u64::from(u32::MAX));
+    u32::try_from(folded).unwrap_or(u32::MAX)
 }
 
 /// Puts endpoints into slots 0 to n-1: who stays keeps its slot, new ones fill the holes, and where holes are left the

@@ -12,8 +12,7 @@ use super::chain::{Detect, Style};
 use super::number::{Classes, Numbers};
 use super::object::{ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff};
 use super::placement::{Placement, Pool, Refusal};
-use super::render::render;
-use super::word::{Balance, PoolKind, Word, low};
+use super::word::{Balance, Kind, PoolKind, Word, low};
 use crate::backend::{DetectLocal, NodeConfig};
 
 /// What one family's table holds for the Service ports placed so far.
@@ -85,7 +84,7 @@ impl Plan {
         }
     }
 
-    /// How the table's texts are written.
+    /// How the table's rules are written.
     pub(crate) fn style(&self) -> &Style {
         &self.style
     }
@@ -283,8 +282,8 @@ impl Plan {
     /// What the table holds without any Service port.
     pub(crate) fn skeleton(&self) -> Objects {
         let sets = SetName::ALL.into_iter().map(|set| {
-            let (_, comment) = self.style.set(&set);
-            (Key::Set(set), Value::Set(comment))
+            let shape = self.style.set(&set).shape;
+            (Key::Set(set), Value::Set(shape))
         });
         let chains = FixedChain::ALL.into_iter().map(|chain| {
             let chain = ChainName::Fixed(chain);
@@ -300,19 +299,20 @@ impl Plan {
                 pick(low::REFUSE, Verdict::Goto(ChainName::Fixed(FixedChain::Refuse))),
                 pick(low::DROP, Verdict::Drop),
             ])
+            .chain(Kind::ALL.map(kind_chain))
             .collect();
         self.node_objects(&mut objects);
         objects
     }
 
-    /// The text of a table with one of each sort of chain: what a kernel must take for this plan to work.
-    pub(crate) fn sample(&self) -> String {
+    /// What makes a table with one of each sort of chain: what a kernel must take for this plan to work.
+    pub(crate) fn sample(&self) -> Changes {
         let mut objects = self.skeleton();
         for (class, timeout) in [(low::FIRST_BALANCE, None), (low::FIRST_BALANCE + 1, Some(1))] {
             let balance = Balance { pool: PoolKind::Cluster, protocol: Protocol::Tcp, count: 1, timeout };
             self.class_objects(balance, class, &mut objects);
         }
-        render(&self.style, &diff(&Objects::new(), &objects))
+        diff(&Objects::new(), &objects)
     }
 
     /// Who has a number.
@@ -350,6 +350,18 @@ fn leave(classes: &mut Classes, placement: &Placement) {
             classes.leave(balance);
         }
     }
+}
+
+/// Where the packets of a kind go on.
+fn kind_chain(kind: Kind) -> (Key, Value) {
+    let chain = match kind {
+        Kind::VipLocal => FixedChain::VipLocal,
+        Kind::ExtCluster => FixedChain::ExtCluster,
+        Kind::ExtLocal => FixedChain::ExtLocal,
+        Kind::GuardedCluster | Kind::GuardedLocal => FixedChain::LbGuard,
+    };
+    let key = Key::Element(SetName::Kinds, ElementKey::Word(Word::kind(kind)));
+    (key, Value::Verdict(Verdict::Goto(ChainName::Fixed(chain))))
 }
 
 fn pick(class: u16, verdict: Verdict) -> (Key, Value) {

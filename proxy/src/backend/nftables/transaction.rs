@@ -8,12 +8,11 @@ use super::chain::Style;
 use super::kernel;
 use super::object::{Changes, Key};
 use super::plan::number;
-use super::render::render;
 
 /// What changes in one table.
 #[derive(Clone, Debug)]
 pub(crate) struct TableChanges {
-    /// How its texts are written.
+    /// How its rules are written.
     pub(crate) style: Style,
     /// What changes.
     pub(crate) changes: Changes,
@@ -32,16 +31,11 @@ struct Parts {
     leftover: Vec<TableChanges>,
 }
 
-/// The text of a whole commit: one input of nft is one transaction, across tables.
-pub(crate) fn text(tables: &[TableChanges]) -> String {
-    tables.iter().map(|table| render(&table.style, &table.changes)).collect()
-}
-
 /// Commits part by part, and returns the Service ports whose part is refused. Halves what is refused until it is one
 /// Service port's: a few refused ones among many cost a few transactions each.
 ///
 /// # Errors
-/// When what all Service ports need is refused, or nft can't be run at all.
+/// When what all Service ports need is refused, or the kernel can't be asked at all.
 pub(crate) fn commit_apart(
     tables: Vec<TableChanges>,
     is_owned: impl Fn(Owner) -> bool,

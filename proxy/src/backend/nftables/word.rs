@@ -96,9 +96,24 @@ impl Word {
         Self::new(number, pool.bit())
     }
 
+    /// The key of a kind in `kinds`.
+    pub(crate) fn kind(kind: Kind) -> Self {
+        Self::new(0, kind.low())
+    }
+
     /// The key of a class in `picks`.
     pub(crate) fn class(class: u16) -> Self {
         Self::new(0, class)
+    }
+
+    /// All 32 bits of it.
+    pub(crate) fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The word of these bits.
+    pub(crate) fn of(bits: u32) -> Self {
+        Self(bits)
     }
 
     /// The Service port's number; 0 is none.

@@ -42,6 +42,7 @@ pub(crate) const NFT_MSG_DELSET: u16 = NFTABLES | 11;
 pub(crate) const NFT_MSG_NEWSETELEM: u16 = NFTABLES | 12;
 pub(crate) const NFT_MSG_GETSETELEM: u16 = NFTABLES | 13;
 pub(crate) const NFT_MSG_DELSETELEM: u16 = NFTABLES | 14;
+pub(crate) const NFT_MSG_GETGEN: u16 = NFTABLES | 16;
 
 /// The length of a message's header and of the family, version and resource after it.
 const HEADER: usize = 16 + 4;

@@ -48,16 +48,6 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NF_ACCEPT: u32 = 1;
 
 impl Chain {
-    /// One that only rules call.
-    pub(crate) fn regular(name: &str) -> Self {
-        Self { name: name.into(), base: None }
-    }
-
-    /// One that a hook calls, and that accepts what comes to its end.
-    pub(crate) fn base(name: &str, kind: &str, hook: Hook, priority: i32) -> Self {
-        Self { name: name.into(), base: Some(Base { kind: kind.into(), hook, priority, accepts: true }) }
-    }
-
     /// The attributes of a message that adds it.
     pub(crate) fn write(&self, writer: &mut Writer, table: &str) {
         write_name(writer, table, &self.name);

@@ -1,7 +1,8 @@
 //! Elements of sets and maps.
 
-use super::attribute::{Bytes, Writer, attributes, read_text, read_u32};
+use super::attribute::{Bytes, Writer, attributes, read_u32};
 use super::expression::{Read, Verdict, packets, read_data, read_value, write_value};
+use super::rule::{read_comment, write_comment};
 
 /// An element.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(crate) struct Element {
     pub(crate) data: Option<Data>,
     /// How many packets met it, where that is counted.
     pub(crate) packets: Option<u64>,
+    /// For readers.
+    pub(crate) comment: Box<str>,
 }
 
 /// What a map leads to.
@@ -30,10 +33,13 @@ pub(crate) enum Data {
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_FLAGS: u16 = 3;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
 const NFTA_SET_ELEM_EXPRESSIONS: u16 = 11;
 const NFT_SET_ELEM_INTERVAL_END: u32 = 1;
+/// Parts of an element's user data.
+const COMMENT: u8 = 0;
 
 const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
@@ -44,7 +50,7 @@ pub(crate) const NFTA_LIST_ELEM: u16 = 1;
 impl Element {
     /// An element of a set.
     pub(crate) fn new(key: Bytes) -> Self {
-        Self { key, last: None, is_end: false, data: None, packets: None }
+        Self { key, last: None, is_end: false, data: None, packets: None, comment: Box::default() }
     }
 
     /// Up to and with that key, in a concatenation.
@@ -55,16 +61,6 @@ impl Element {
     /// As the key at which the range before it is over.
     pub(crate) fn end(self) -> Self {
         Self { is_end: true, ..self }
-    }
-
-    /// Leading to that value.
-    pub(crate) fn value(self, value: Bytes) -> Self {
-        Self { data: Some(Data::Value(value)), ..self }
-    }
-
-    /// Leading to that verdict.
-    pub(crate) fn verdict(self, verdict: Verdict) -> Self {
-        Self { data: Some(Data::Verdict(verdict)), ..self }
     }
 
     /// As one of a list of elements.
@@ -81,6 +77,9 @@ impl Element {
                 None => {}
                 Some(Data::Value(value)) => write_value(element, NFTA_SET_ELEM_DATA, value),
                 Some(Data::Verdict(verdict)) => verdict.write(element, NFTA_SET_ELEM_DATA),
+            }
+            if !self.comment.is_empty() {
+                write_comment(element, NFTA_SET_ELEM_USERDATA, COMMENT, &self.comment);
             }
         });
     }
@@ -99,6 +98,9 @@ impl Element {
                         Read::Verdict(verdict) => Data::Verdict(verdict),
                     });
                 }
+                NFTA_SET_ELEM_USERDATA => {
+                    element.comment = read_comment(value, COMMENT).unwrap_or_default().into();
+                }
                 NFTA_SET_ELEM_EXPR => element.packets = packets(value),
                 NFTA_SET_ELEM_EXPRESSIONS => {
                     element.packets = attributes(value).find_map(|(_, expression)| packets(expression));
@@ -116,13 +118,8 @@ pub(crate) fn write_set(writer: &mut Writer, table: &str, set: &str) {
     writer.put_text(NFTA_SET_ELEM_LIST_SET, set);
 }
 
-/// The name of the set, and the elements, in a message.
+/// The elements in a message.
 pub(crate) fn read_elements(bytes: &[u8]) -> impl Iterator<Item = Option<Element>> {
     let lists = attributes(bytes).filter(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_ELEMENTS);
     lists.flat_map(|(_, list)| attributes(list)).map(|(_, element)| Element::read(element))
-}
-
-/// The set that a message's elements are of.
-pub(crate) fn read_set(bytes: &[u8]) -> Option<&str> {
-    attributes(bytes).find(|(kind, _)| *kind == NFTA_SET_ELEM_LIST_SET).and_then(|(_, name)| read_text(name))
 }

@@ -16,6 +16,8 @@
 //! numgen, dynset, byteorder) and wants several allocations for each element. Of what nft does, only what its
 //! `--debug=netlink,mnl` shows is followed here.
 
+use std::fmt;
+
 use tollgate_model::name::IpFamily;
 
 pub(crate) mod attribute;
@@ -29,13 +31,24 @@ pub(crate) mod socket;
 pub(crate) mod term;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// A table's family and name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Table {
     pub(crate) family: IpFamily,
     pub(crate) name: &'static str,
+}
+
+/// As nft names it.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = match self.family {
+            IpFamily::V4 => "ip",
+            IpFamily::V6 => "ip6",
+        };
+        write!(f, "{family} {}", self.name)
+    }
 }
 
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`, which are `AF_INET` and `AF_INET6`.

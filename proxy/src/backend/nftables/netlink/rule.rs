@@ -163,11 +163,6 @@ impl Rule {
         self.push(Expression::Reject { kind: ICMP_UNREACHABLE, code })
     }
 
-    /// `accept`.
-    pub(crate) fn accept(self) -> Self {
-        self.push(Expression::Verdict(Verdict::Accept))
-    }
-
     /// `drop`.
     pub(crate) fn drop(self) -> Self {
         self.push(Expression::Verdict(Verdict::Drop))
@@ -186,11 +181,6 @@ impl Rule {
     /// `return`.
     pub(crate) fn ret(self) -> Self {
         self.push(Expression::Verdict(Verdict::Return))
-    }
-
-    /// `counter`.
-    pub(crate) fn counter(self) -> Self {
-        self.push(Expression::Counter)
     }
 
     // === on the wire ===

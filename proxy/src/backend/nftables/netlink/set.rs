@@ -1,10 +1,11 @@
 //! Sets and maps: how they are declared, and the user data by which nft prints their keys and values.
 
+use std::fmt;
+
 use tollgate_model::name::IpFamily;
 
 use super::attribute::{Writer, attributes, read_text, read_u32, read_u64};
 use super::expression::{Expression, write_list};
-use super::rule::read_comment;
 use super::term::Term;
 
 /// A set or map.
@@ -364,12 +365,18 @@ impl Shape {
     }
 }
 
-impl Set {
-    /// Its comment.
-    pub(crate) fn comment(&self) -> &str {
-        read_comment(&self.userdata, COMMENT).unwrap_or_default()
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "of keys of {} bytes", self.key_length)?;
+        match (self.flags & MAP > 0, self.data_type) {
+            (false, _) => Ok(()),
+            (true, VERDICT) => f.write_str(" to verdicts"),
+            (true, _) => write!(f, " to values of {} bytes", self.data_length),
+        }
     }
+}
 
+impl Set {
     /// The attributes of a message that adds it; `id` is another for each set in a transaction.
     pub(crate) fn write(&self, writer: &mut Writer, table: &str, id: u32) {
         let shape = &self.shape;

@@ -13,11 +13,12 @@ use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
 use nix::sys::socket::{setsockopt, sockopt};
+use tollgate_model::name::IpFamily;
 
-use super::attribute::{Writer, attributes, read_text};
+use super::attribute::{Writer, attributes, read_text, read_u32};
 use super::batch::{
-    Batch, NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, end_message,
-    write_header,
+    Batch, NFT_MSG_GETCHAIN, NFT_MSG_GETGEN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
+    end_message, write_header,
 };
 use super::chain::{Chain, write_table};
 use super::element::{self, Element};
@@ -56,6 +57,7 @@ pub(crate) enum Failure {
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;
+const NFTA_GEN_ID: u16 = 1;
 /// A message's header, and that of nfnetlink after it.
 const NETLINK_HEADER: usize = 16;
 const NFNETLINK_HEADER: usize = 4;
@@ -198,6 +200,22 @@ impl Socket {
         let asked = self.ask(table, NFT_MSG_GETTABLE, 0, |it| write_table(it, table.name), |_| is_there = true);
         found(asked.map(|_| ()))?;
         Ok(is_there)
+    }
+
+    /// The number of the last change to any table in the network namespace.
+    pub(crate) fn generation(&mut self) -> Result<u32, Failure> {
+        let any = Table { family: IpFamily::V4, name: "" };
+        let mut generation = None;
+        self.ask(
+            any,
+            NFT_MSG_GETGEN,
+            0,
+            |_| {},
+            |bytes| {
+                generation = attributes(bytes).find(|(kind, _)| *kind == NFTA_GEN_ID).and_then(|(_, id)| read_u32(id));
+            },
+        )?;
+        generation.ok_or_else(|| Failure::Receive(io::Error::other("the kernel does not say the rules' generation")))
     }
 
     /// The sets of a table.
@@ -343,7 +361,7 @@ fn found(asked: Result<(), Failure>) -> Result<(), Failure> {
 
 impl Failure {
     /// Whether nothing has changed, and the same may succeed in a moment.
-    fn is_passing(&self) -> bool {
+    pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Refused { errno, .. } => is_passing(*errno),
             Self::Send(error) => is_passing(Errno::from_raw(error.raw_os_error().unwrap_or_default())),

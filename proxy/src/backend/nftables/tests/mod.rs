@@ -12,7 +12,6 @@ use tollgate_model::name::{IpFamily, NamespacedName, Protocol, ServicePortName};
 use tollgate_model::service::{SessionAffinity, TrafficPolicy};
 use tollgate_model::snapshot::{EndpointSets, ServicePort, Snapshot, SourceRanges};
 
-use super::chain::Style;
 use super::object::{Changes, Objects, diff};
 use super::plan::{Edit, Plan};
 use crate::backend::{DetectLocal, NodeConfig};
@@ -145,8 +144,4 @@ fn update(plan: &mut Plan, before: &Services, after: &Services) -> Changes {
 fn from_nothing(plan: &mut Plan, wanted: &Services) -> Changes {
     update(plan, &Services::new(), wanted);
     diff(&Objects::new(), &plan.objects())
-}
-
-fn style(family: IpFamily) -> Style {
-    plan(family).style().clone()
 }

@@ -11,8 +11,8 @@ use tollgate_model::name::{IpFamily, Protocol};
 
 use super::attribute::Bytes;
 use super::batch::Batch;
-use super::chain::{Chain, Hook};
-use super::element::Element;
+use super::chain::{Base, Chain, Hook};
+use super::element::{Data, Element};
 use super::expression::Verdict;
 use super::rule::Rule;
 use super::set::{DataType, Declaration, Fields, Set};
@@ -24,6 +24,30 @@ use super::*;
 
 mod parity;
 mod transaction;
+
+impl Chain {
+    fn regular(name: &str) -> Self {
+        Self { name: name.into(), base: None }
+    }
+
+    fn base(name: &str, kind: &str, hook: Hook, priority: i32) -> Self {
+        Self { name: name.into(), base: Some(Base { kind: kind.into(), hook, priority, accepts: true }) }
+    }
+}
+
+impl Element {
+    fn value(self, value: Bytes) -> Self {
+        Self { data: Some(Data::Value(value)), ..self }
+    }
+
+    fn verdict(self, verdict: Verdict) -> Self {
+        Self { data: Some(Data::Verdict(verdict)), ..self }
+    }
+
+    fn comment(self, comment: &str) -> Self {
+        Self { comment: comment.into(), ..self }
+    }
+}
 
 const AFFINITY_SIZE: u32 = 1 << 20;
 
@@ -39,7 +63,7 @@ fn table_text(family: IpFamily) -> &'static str {
 }
 
 /// Runs a test on a thread that has a network namespace of its own; what it starts inherits that.
-fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run as root, or under `unshare -rn`");
         test()
@@ -51,7 +75,7 @@ fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
 }
 
 #[track_caller]
-fn nft(arguments: &[&str], input: &str) -> String {
+pub(crate) fn nft(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("nft");
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -127,7 +127,6 @@ fn rules(words: &Words) -> Vec<(&'static str, Rule)> {
         ("meta l4proto tcp reject with tcp reset", rule().protocol(Protocol::Tcp).reset()),
         ("reject", rule().reject(family)),
         ("drop", rule().drop()),
-        ("accept", rule().accept()),
         ("return", rule().ret()),
         ("jump other", rule().jump("other")),
         ("goto other", rule().goto("other")),
@@ -170,7 +169,7 @@ fn rules(words: &Words) -> Vec<(&'static str, Rule)> {
                 .within([saddr(), daddr()], "hairpin")
                 .masquerade(),
         ),
-        ("ct state invalid counter drop", rule().unequal(Term::from(Ct::State) & CT_STATE_INVALID, 0).counter().drop()),
+        ("ct state invalid drop", rule().unequal(Term::from(Ct::State) & CT_STATE_INVALID, 0).drop()),
         (
             "meta priority set meta priority . {ip} saddr map @affinity",
             rule().set(Meta::Priority, map([priority(), saddr()], "affinity")),
@@ -197,12 +196,9 @@ fn rules(words: &Words) -> Vec<(&'static str, Rule)> {
             rule().outside([priority().big_endian(), saddr()], "lb_ranges").drop(),
         ),
         ("meta priority & 0x1 != none goto other", rule().unequal(priority() & 1, 0).goto("other")),
-        ("iifname \"cali*\" accept", rule().equal(Meta::Iifname, Bytes::new(b"cali")).accept()),
-        (
-            "iifname != \"cbr0\" accept",
-            rule().unequal(Meta::Iifname, Bytes::new(b"cbr0\0\0\0\0\0\0\0\0\0\0\0\0")).accept(),
-        ),
-        ("iifname @links accept", rule().within([Term::from(Meta::Iifname)], "links").accept()),
+        ("iifname \"cali*\" drop", rule().equal(Meta::Iifname, Bytes::new(b"cali")).drop()),
+        ("iifname != \"cbr0\" drop", rule().unequal(Meta::Iifname, Bytes::new(b"cbr0\0\0\0\0\0\0\0\0\0\0\0\0")).drop()),
+        ("iifname @links drop", rule().within([Term::from(Meta::Iifname)], "links").drop()),
         (
             "meta priority & 0x3ff0 != none update @affinity { meta priority & 0xffffc000 . {ip} saddr timeout 10800s : meta priority }",
             rule().unequal(priority() & 0x3ff0, 0).update("affinity", client(), timeout, priority()),
@@ -228,8 +224,8 @@ fn elements(words: &Words) -> Vec<(&'static str, &'static str, Vec<Element>)> {
         ("links", "\"cbr0\"", vec![Element::new(Bytes::new(b"cbr0\0\0\0\0\0\0\0\0\0\0\0\0"))]),
         (
             "frontends",
-            "{net}1 . tcp . 80 : 0:4012",
-            vec![key(&[&ip(1), &[6], &80_u16.to_be_bytes()]).value(0x4012.into())],
+            "{net}1 . tcp . 80 comment \"test/web:http\" : 0:4012",
+            vec![key(&[&ip(1), &[6], &80_u16.to_be_bytes()]).value(0x4012.into()).comment("test/web:http")],
         ),
         ("nodeports", "udp . 30000 : 2:3", vec![key(&[&[17], &30_000_u16.to_be_bytes()]).value(0x2_0003.into())]),
         ("pools", "2:0 : 2:12", vec![Element::new(0x2_0000.into()).value(0x2_0012.into())]),
