@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, spawn_blocking};
 use tollgate_api::v1::control_plane_server::ControlPlaneServer;
@@ -129,6 +130,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Listen)?;
+    raise_file_limit();
     let Config { data_dir, service_cidrs, node_ports, external_ips, queue, security, .. } = config;
     security.check(address.ip()).map_err(security::Error::from)?;
     let (credentials, reloader) = security::open(&security)?;
@@ -193,6 +195,15 @@ pub async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Every proxy is a connection, and the limit that processes begin with, often 1024, is for programs that use select(2).
+fn raise_file_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 async fn listen_for_metrics(address: Option<SocketAddr>) -> Result<Option<TcpListener>, Error> {

@@ -1,6 +1,7 @@
 //! What every request passes on its way in and out: it is counted and timed by its last byte, a problem is logged, and a
 //! stream that would outlive the server is ended.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,7 +10,7 @@ use std::time::Instant;
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
@@ -51,6 +52,16 @@ pub(super) struct ObservedBody<B> {
     call: Call,
     /// Ready once the server is to stop.
     stopping: BoxFuture<'static, ()>,
+    /// Dropped with the answer.
+    _answering: oneshot::Sender<()>,
+}
+
+/// A request that has come to its end when its answer has: its handler may wait for the next part of it, and the
+/// connection for the handler.
+struct EndingBody {
+    inner: Option<tonic::body::Body>,
+    /// Ready once the answer is over.
+    answered: oneshot::Receiver<()>,
 }
 
 /// A request under way.
@@ -77,9 +88,9 @@ impl<S> Layer<S> for Requests {
     }
 }
 
-impl<S, B, R> Service<Request<B>> for Observed<S>
+impl<S, R> Service<Request<tonic::body::Body>> for Observed<S>
 where
-    S: Service<Request<B>, Response = Response<R>>,
+    S: Service<Request<tonic::body::Body>, Response = Response<R>>,
     S::Future: Send + 'static,
 {
     type Response = Response<ObservedBody<R>>;
@@ -90,10 +101,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<tonic::body::Body>) -> Self::Future {
         let Requests { metrics, stopping } = self.requests.clone();
         let mut call =
             Call { metrics, method: method_of(request.uri().path()), begun: Instant::now(), is_noted: false };
+        let (answering, answered) = oneshot::channel();
+        let request = request.map(|inner| tonic::body::Body::new(EndingBody { inner: Some(inner), answered }));
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
@@ -105,6 +118,7 @@ where
                 inner: Some(Box::pin(inner)),
                 call,
                 stopping: Box::pin(until(stopping)),
+                _answering: answering,
             }))
         })
     }
@@ -153,6 +167,26 @@ impl<B: Body> Body for ObservedBody<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Body for EndingBody {
+    type Data = <tonic::body::Body as Body>::Data;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let body = &mut *self;
+        let Some(inner) = &mut body.inner else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(inner).poll_frame(cx) {
+            return Poll::Ready(frame);
+        }
+        // An error as well: it says that the other end is gone, which is all that there is to say.
+        let _ = ready!(Pin::new(&mut body.answered).poll(cx));
+        body.inner = None;
+        Poll::Ready(None)
     }
 }
 

@@ -5,5 +5,8 @@
 mod backup;
 mod cli;
 mod crash;
+mod disk_full;
+mod metrics;
 mod process;
 mod security;
+mod shutdown;

@@ -1,6 +1,7 @@
 //! The real binary: a server process, and runs of the verbs.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,8 @@ pub(crate) struct Process {
     child: Child,
     pub(crate) url: String,
     log: Arc<Mutex<String>>,
+    /// Where it serves its metrics.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Reads the log to its end, or the server would block on a full pipe.
     reader: Option<JoinHandle<()>>,
 }
@@ -28,13 +31,22 @@ impl Process {
 
     /// The same with more flags.
     pub(crate) fn start_with(data_dir: &Path, flags: &[&str]) -> Self {
-        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--metrics-bind-address", "", "--data-dir"]);
-        let mut child = command.arg(data_dir).args(flags).spawn().unwrap();
+        let mut command = command(&["serve", "--listen", "127.0.0.1:0", "--data-dir"]);
+        command.arg(data_dir).args(flags);
+        // Tests run side by side, and the default is one address.
+        if !flags.contains(&"--metrics-bind-address") {
+            command.args(["--metrics-bind-address", ""]);
+        }
+        let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
+        let mut metrics = None;
         let url = loop {
             let from = seen.len();
             assert_ne!(log.read_line(&mut seen).unwrap(), 0, "the server did not start: {seen}");
+            if let Some((_, address)) = seen[from..].split_once("metrics are served on ") {
+                metrics = Some(address.trim().parse().unwrap());
+            }
             if let Some((_, rest)) = seen[from..].split_once("listening on ") {
                 let scheme = if flags.contains(&"--tls-cert-file") { "https" } else { "http" };
                 break format!("{scheme}://{}", rest.split_whitespace().next().unwrap());
@@ -49,7 +61,7 @@ impl Process {
                 line.clear();
             }
         });
-        Process { child, url, log: shared, reader: Some(reader) }
+        Process { child, url, log: shared, metrics, reader: Some(reader) }
     }
 
     /// What the server has logged so far.

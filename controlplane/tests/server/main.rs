@@ -8,6 +8,7 @@ mod rules;
 mod security;
 mod slices;
 mod standard;
+mod watchers;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Subcommand;
 
+mod control_plane;
 mod release;
 mod services;
 
@@ -17,11 +18,13 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
+    ControlPlane(control_plane::Args),
     Services(services::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
+        What::ControlPlane(args) => control_plane::run(args),
         What::Services(args) => services::run(args),
     }
 }

@@ -52,9 +52,18 @@ impl Watermark {
         acknowledged.map(Some).ok_or(Error::Damaged { path, what })
     }
 
-    /// Makes or replaces the note; it is on disk when this returns.
+    /// Makes the note, or takes over the one that is there; it is on disk when this returns.
     pub(super) fn open(data_dir: &Path, store_id: &str, revision: u64) -> Result<Self, Error> {
         let path = data_dir.join(WATERMARK_NAME);
+        if Self::read(data_dir)?.is_some_and(|found| found.store_id == store_id) {
+            // In its place, because the disk may be full.
+            let file = File::options().read(true).write(true).open(&path).and_then(|file| {
+                file.write_all_at(line(store_id, revision).as_bytes(), 0)?;
+                file.sync_all().map(|()| file)
+            });
+            let file = file.map_err(|source| Error::DataDir { path: path.clone(), source })?;
+            return Ok(Watermark { path, file, store_id: store_id.to_owned() });
+        }
         let part = data_dir.join(format!("{WATERMARK_NAME}.part"));
         let open = || -> io::Result<File> {
             let file = File::create(&part)?;
