@@ -142,7 +142,7 @@ fn a_token_that_is_taken_away_ends_its_watch_without_a_restart() {
     };
     assert!(list("t-alice").0 && list("t-bob").0);
     let token = file("t-bob", "t-bob");
-    let watch = command(&["watch", "ns", "--server", &server.url, "--token-file", &token]).spawn().unwrap();
+    let mut watch = command(&["watch", "ns", "--server", &server.url, "--token-file", &token]).spawn().unwrap();
     // What can't be used changes nothing, whatever the rest of it says.
     file("tokens.csv", &[alice, "t-bob"].concat());
     server.tell(Signal::SIGHUP);
@@ -152,6 +152,7 @@ fn a_token_that_is_taken_away_ends_its_watch_without_a_restart() {
     // By itself, without a signal.
     eventually("bob to be refused", || !list("t-bob").0);
     assert!(list("t-alice").0);
+    eventually("bob's watch to end", || watch.try_wait().unwrap().is_some());
     let watched = watch.wait_with_output().unwrap();
     let (shown, complaints) = (String::from_utf8_lossy(&watched.stdout), String::from_utf8_lossy(&watched.stderr));
     assert!(shown.starts_with("INIT") && !watched.status.success(), "{shown}");
