@@ -18,8 +18,10 @@
 //! | [`netns`], [`link`] | one network namespace; its links, addresses and routes |
 //! | [`address`], [`cluster`] | who has which address; nodes, pods, outside hosts |
 //! | [`server`], [`probe`], [`load`] | what runs in pods; one dial; a stream of dials |
+//! | [`packet`] | single segments, made by hand and seen as they arrive |
 //! | [`process`], [`binary`] | real programs in a namespace; where they are built |
 //! | [`control_plane`], [`proxy`], [`Tollgate`] | Tollgate's own programs, and a cluster with all of them |
+//! | [`raw_source`] | a control plane that checks nothing, for what proxies must be ready for |
 //! | [`client`], [`object`] | writing objects to the control plane; the objects |
 //! | [`mode`], [`harness`] | the backends under test; from a table of cases to a test binary |
 
@@ -35,10 +37,12 @@ pub mod load;
 pub mod mode;
 pub mod netns;
 pub mod object;
+pub mod packet;
 pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod proxy;
+pub mod raw_source;
 mod runtime;
 pub mod server;
 mod tollgate;
@@ -54,5 +58,6 @@ pub use netns::NetNs;
 pub use poll::eventually;
 pub use probe::{Answer, Connection, Flow, Outcome, Probe, Protocol, Reply, Spread, kernel_has_sctp};
 pub use proxy::Proxy;
+pub use raw_source::RawSource;
 pub use server::{HTTP_PORT, SCTP_PORT, Servers, TCP_PORT, UDP_PORT};
 pub use tollgate::{Tollgate, run_on};

@@ -112,6 +112,17 @@ impl Links {
         block_on(request.execute()).with_context(|| format!("can't give {name} the address {address}"))
     }
 
+    /// Takes an address away from whichever device has it.
+    pub fn delete_address(&self, ip: IpAddr) -> Result<()> {
+        let what = || format!("can't take the address {ip} away");
+        block_on(async {
+            let mut found = self.handle.address().get().set_address_filter(ip).execute();
+            let message = found.try_next().await?.with_context(|| format!("nobody has {ip}"))?;
+            anyhow::Ok(self.handle.address().del(message).execute().await?)
+        })
+        .with_context(what)
+    }
+
     /// Adds a route through a gateway, or replaces the one that is there.
     pub fn add_route(&self, to: IpNet, via: IpAddr) -> Result<()> {
         let route = RouteMessageBuilder::<IpAddr>::new()

@@ -36,7 +36,7 @@ pub struct Counters {
     /// Answers by pod.
     pub by: BTreeMap<String, u64>,
     /// Every connection that was not answered.
-    pub failures: Vec<Failure>,
+    pub failures: Vec<Arc<Failure>>,
     /// The longest that an answered connection took.
     pub slowest: Duration,
     /// The time from the start until now, or until the stream ended.
@@ -44,19 +44,27 @@ pub struct Counters {
 }
 
 /// A connection that was not answered.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Failure {
     /// When it began, from the start of the stream.
     pub at: Duration,
     /// The client's namespace.
     pub from: String,
+    /// What it dialled.
+    pub to: SocketAddr,
     /// What it saw instead of an answer.
     pub outcome: Outcome,
+    /// The error of the socket behind it, if there was one.
+    pub error: Option<std::io::Error>,
+    /// When it saw that, from when it began.
+    pub after: Duration,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3} s: from {}: {}", self.at.as_secs_f64(), self.from, self.outcome)
+        let Self { at, from, to, outcome, error, after } = self;
+        write!(f, "{:.3} s: from {from} to {to}: {outcome} after {after:.1?}", at.as_secs_f64())?;
+        error.iter().try_for_each(|error| write!(f, " ({error})"))
     }
 }
 
@@ -97,7 +105,7 @@ impl fmt::Display for Counters {
     }
 }
 
-/// New TCP connections to one address, from several namespaces in turn, until it is stopped or dropped.
+/// New TCP connections from several namespaces in turn, until it is stopped or dropped.
 ///
 /// Each connects, reads who answers, and closes by a reset: nothing stays in TIME_WAIT and ports do not run out.
 #[derive(Debug)]
@@ -108,8 +116,8 @@ pub struct Load {
 
 #[derive(Debug)]
 struct Shared {
-    to: SocketAddr,
-    clients: Vec<NetNs>,
+    /// Who dials what, in turn.
+    dials: Vec<(NetNs, SocketAddr)>,
     per_second: u32,
     began: Instant,
     stopping: AtomicBool,
@@ -119,15 +127,19 @@ struct Shared {
 impl Load {
     /// Starts `per_second` connections a second to `to`.
     pub fn start<'a>(to: SocketAddr, clients: impl IntoIterator<Item = &'a NetNs>, per_second: u32) -> Self {
+        Self::start_each(clients.into_iter().map(|client| (client, to)), per_second)
+    }
+
+    /// Starts `per_second` connections a second, where each client dials an address of its own.
+    pub fn start_each<'a>(dials: impl IntoIterator<Item = (&'a NetNs, SocketAddr)>, per_second: u32) -> Self {
         let shared = Arc::new(Shared {
-            to,
-            clients: clients.into_iter().cloned().collect(),
+            dials: dials.into_iter().map(|(client, to)| (client.clone(), to)).collect(),
             per_second,
             began: Instant::now(),
             stopping: AtomicBool::new(false),
             counters: Mutex::default(),
         });
-        assert!(!shared.clients.is_empty(), "a stream of connections needs a client");
+        assert!(!shared.dials.is_empty(), "a stream of connections needs a client");
         let pacer = runtime().spawn(pace(shared.clone()));
         Self { shared, pacer: Some(pacer) }
     }
@@ -198,14 +210,14 @@ async fn pace(shared: Arc<Shared>) {
 }
 
 async fn connect(shared: Arc<Shared>, number: u64, _slot: OwnedSemaphorePermit) {
-    let clients = u64::try_from(shared.clients.len()).expect("a small number");
-    let client = &shared.clients[usize::try_from(number % clients).expect("an index")];
+    let dials = u64::try_from(shared.dials.len()).expect("a small number");
+    let (client, to) = &shared.dials[usize::try_from(number % dials).expect("an index")];
     shared.lock().started += 1;
     let began = Instant::now();
-    let result = timeout(Probe::PATIENCE, tcp::exchange(client, None, shared.to)).await;
+    let result = timeout(Probe::PATIENCE, tcp::exchange(client, None, *to)).await;
     let elapsed = began.elapsed();
     let mut counters = shared.lock();
-    let outcome = match result {
+    let (outcome, error) = match result {
         Ok(Ok(answer)) => {
             counters.answered += 1;
             counters.retransmitted += u64::from(elapsed >= FIRST_RETRANSMISSION);
@@ -213,9 +225,10 @@ async fn connect(shared: Arc<Shared>, number: u64, _slot: OwnedSemaphorePermit) 
             *counters.by.entry(answer.by).or_default() += 1;
             return;
         }
-        Ok(Err(error)) => Outcome::from(error),
-        Err(_) => Outcome::Timeout,
+        Ok(Err(error)) => (Outcome::from(&error), Some(error)),
+        Err(_) => (Outcome::Timeout, None),
     };
     let at = began.duration_since(shared.began);
-    counters.failures.push(Failure { at, from: client.name().to_owned(), outcome });
+    let (from, to) = (client.name().to_owned(), *to);
+    counters.failures.push(Arc::new(Failure { at, from, to, outcome, error, after: elapsed }));
 }

@@ -11,6 +11,8 @@ pub struct Mode {
     name: &'static str,
     /// The word for `--proxy-mode`.
     proxy_mode: &'static str,
+    /// Which `iptables` the node uses, if it uses any: `nft` or `legacy`.
+    iptables: &'static str,
     /// Commands that make a node one of the kind that this is for, run on each before its proxy starts.
     prepare: &'static [&'static str],
     /// Commands that spoil what the backend has put into the kernel, each in a way of its own; `{ip}` is `ip` or `ip6`.
@@ -22,6 +24,7 @@ impl Mode {
     pub const ALL: &[Self] = &[Self {
         name: "nftables",
         proxy_mode: "nftables",
+        iptables: "nft",
         prepare: &[],
         vandalism: &[
             "nft delete table {ip} tollgate",
@@ -45,6 +48,11 @@ impl Mode {
         self.proxy_mode
     }
 
+    /// The node's iptables for a family, such as `ip6tables-legacy`.
+    pub fn iptables(self, family: Family) -> String {
+        format!("{}tables-{}", ip(family), self.iptables)
+    }
+
     /// Commands that make a node one of the kind that this mode is for.
     pub fn prepare(self) -> &'static [&'static str] {
         self.prepare
@@ -52,16 +60,20 @@ impl Mode {
 
     /// Commands that spoil what the backend has put into the kernel for a family.
     pub fn vandalism(self, family: Family) -> impl Iterator<Item = String> {
-        let ip = match family {
-            Family::V4 => "ip",
-            Family::V6 => "ip6",
-        };
-        self.vandalism.iter().map(move |command| command.replace("{ip}", ip))
+        self.vandalism.iter().map(move |command| command.replace("{ip}", ip(family)))
     }
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
+    }
+}
+
+/// How nft and iptables begin their words for a family.
+fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
     }
 }

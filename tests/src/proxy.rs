@@ -33,8 +33,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Prepares a proxy for a node, not started yet; `extra` is added to its flags.
-    pub fn new(node: &Node, mode: Mode, control_plane: &str, extra: &[&str]) -> Result<Self> {
+    /// Prepares a proxy for a node, not started yet; `extra` are flags that it gets besides, or instead.
+    pub fn new(node: &Node, mode: Mode, control_plane: &str, extra: &[(&str, &str)]) -> Result<Self> {
         let (ips, lock) = (node.addresses().to_string(), format!("{SCRATCH}/xtables-{}.lock", node.netns().raw_fd()));
         let (pods, services) = (address::flag(address::cluster_cidr), address::flag(address::service_cidr));
         let flags = [
@@ -48,27 +48,23 @@ impl Proxy {
             ("--healthz-bind-address", &HEALTHZ.to_string()),
             ("--metrics-bind-address", &METRICS.to_string()),
         ];
-        let flags = flags.iter().flat_map(|(flag, value)| [*flag, *value]);
         let program = Program {
             name: format!("proxy of {}", node.name()),
             path: binary::locate(binary::PROXY)?,
-            arguments: flags.chain(extra.iter().copied()).map(str::to_owned).collect(),
+            arguments: Vec::new(),
             // Nodes are machines of their own: one must not wait for another's iptables.
             environment: vec![("XTABLES_LOCKFILE".into(), lock)],
             netns: node.netns().clone(),
         };
-        Ok(Self { process: None, program, log: Log::default() })
+        let mut this = Self { process: None, program, log: Log::default() };
+        flags.iter().chain(extra).for_each(|(flag, value)| this.set_flag(flag, value));
+        Ok(this)
     }
 
-    /// Adds flags for the next start: a flag that is there already gets the new value.
-    pub fn set_flags(&mut self, flags: &[(&str, &str)]) {
-        for (flag, value) in flags {
-            let arguments = &mut self.program.arguments;
-            match arguments.iter().position(|argument| argument == flag) {
-                Some(at) => (*value).clone_into(&mut arguments[at + 1]),
-                None => arguments.extend([(*flag).to_owned(), (*value).to_owned()]),
-            }
-        }
+    /// Gives a flag a value for the next start, in the place of the one that it had.
+    pub fn set_flag(&mut self, flag: &str, value: &str) {
+        self.unset_flag(flag);
+        self.program.arguments.push(format!("{flag}={value}"));
     }
 
     /// Says with which files it gets into a control plane with TLS, from its next start on.
@@ -81,17 +77,15 @@ impl Proxy {
             ("--token-file", token_file),
         ] {
             if let Some(file) = file {
-                self.set_flags(&[(flag, &file.to_string_lossy())]);
+                self.set_flag(flag, &file.to_string_lossy());
             }
         }
     }
 
-    /// Takes a flag and its value away for the next start.
+    /// Takes a flag away for the next start.
     pub fn unset_flag(&mut self, flag: &str) {
-        let arguments = &mut self.program.arguments;
-        if let Some(at) = arguments.iter().position(|argument| argument == flag) {
-            arguments.drain(at..at + 2);
-        }
+        let is_it = |argument: &String| argument.split_once('=').is_some_and(|(name, _)| name == flag);
+        self.program.arguments.retain(|argument| !is_it(argument));
     }
 
     /// Starts it, without waiting for anything.
@@ -204,6 +198,6 @@ fn healthz(netns: &NetNs) -> Result<(u16, String)> {
 }
 
 fn get(netns: &NetNs, to: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let (status, body) = block_on(http::get(netns, to, path)).with_context(|| format!("can't get {to}{path}"))?;
-    Ok((status.as_u16(), body))
+    let response = block_on(http::get(netns, to, path)).with_context(|| format!("can't get {to}{path}"))?;
+    Ok((response.status().as_u16(), response.into_body()))
 }

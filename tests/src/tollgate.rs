@@ -31,7 +31,7 @@ impl Tollgate {
     }
 
     /// As [`Tollgate::start`], with flags that every proxy gets besides.
-    pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[&str]) -> Result<Self> {
+    pub fn start_with(cluster: Cluster, mode: Mode, proxy_flags: &[(&str, &str)]) -> Result<Self> {
         let control_plane = ControlPlane::start(cluster.control_host())?;
         Self::start_over(cluster, mode, control_plane, proxy_flags)
     }
@@ -43,11 +43,14 @@ impl Tollgate {
         Self::start_over(cluster, mode, control_plane, &[])
     }
 
-    fn start_over(cluster: Cluster, mode: Mode, control_plane: ControlPlane, proxy_flags: &[&str]) -> Result<Self> {
+    fn start_over(
+        cluster: Cluster,
+        mode: Mode,
+        control_plane: ControlPlane,
+        proxy_flags: &[(&str, &str)],
+    ) -> Result<Self> {
         let nodes = u8::try_from(cluster.nodes().len()).expect("node numbers are small");
-        for node in cluster.nodes() {
-            mode.prepare().iter().try_for_each(|command| run_on(node, command))?;
-        }
+        Self::prepare(&cluster, mode)?;
         let proxies = cluster.nodes().iter().map(|node| {
             let mut proxy = Proxy::new(node, mode, &control_plane.url(), proxy_flags)?;
             if let Some(access) = control_plane.access(node.name()) {
@@ -59,6 +62,12 @@ impl Tollgate {
         this.proxies.iter_mut().try_for_each(Proxy::start)?;
         (1..=nodes).try_for_each(|number| this.wait_ready(number))?;
         Ok(this)
+    }
+
+    /// Makes the nodes of a cluster of the kind that a mode is for.
+    pub fn prepare(cluster: &Cluster, mode: Mode) -> Result<()> {
+        let commands = || mode.prepare().iter();
+        cluster.nodes().iter().try_for_each(|node| commands().try_for_each(|command| run_on(node, command)))
     }
 
     /// The network.

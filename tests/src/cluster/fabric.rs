@@ -21,6 +21,7 @@ impl Fabric {
         prepare(&netns)?;
         forward(&netns)?;
         netns.links()?.add_bridge(BRIDGE)?;
+        be_patient_with_neighbours(&netns, BRIDGE)?;
         for net in address::GATEWAY.nets(24, 64) {
             netns.links()?.add_address(BRIDGE, net)?;
         }
@@ -72,6 +73,7 @@ pub(super) fn attach(
     links.add_veth(netns.name(), &VethEnd { name: "eth0", netns })?;
     links.add_bridge_port(bridge, netns.name(), hairpin)?;
     netns.links()?.up("eth0")?;
+    be_patient_with_neighbours(netns, "eth0")?;
     nets.into_iter().try_for_each(|net| netns.links()?.add_address("eth0", net))
 }
 
@@ -101,6 +103,16 @@ pub(super) fn prepare(netns: &NetNs) -> Result<()> {
         ("net/ipv4/ip_local_port_range", "10000 60999"),
     ];
     settings.into_iter().try_for_each(|(key, value)| netns.sysctl(key, value))
+}
+
+/// A neighbour of a lab is never gone. On a machine with more to do than it can, its answer may take longer than the three
+/// seconds after which the kernel gives it up, and then a connection would fail that nobody has failed.
+pub(super) fn be_patient_with_neighbours(netns: &NetNs, device: &str) -> Result<()> {
+    for (family, kind) in ["ipv4", "ipv6"].into_iter().flat_map(|family| ["ucast", "mcast"].map(|kind| (family, kind)))
+    {
+        netns.sysctl(&format!("net/{family}/neigh/{device}/{kind}_solicit"), "30")?;
+    }
+    Ok(())
 }
 
 /// Makes a router of a namespace.

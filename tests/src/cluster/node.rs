@@ -30,6 +30,7 @@ impl Node {
         fabric::forward(&netns)?;
         fabric.attach(&netns, address::node(number))?;
         netns.links()?.add_bridge(BRIDGE)?;
+        fabric::be_patient_with_neighbours(&netns, BRIDGE)?;
         for net in address::bridge(number).nets(24, 64) {
             netns.links()?.add_address(BRIDGE, net)?;
         }

@@ -35,7 +35,7 @@ impl Flow {
         let _ = self.socket.take_error();
         let outcome = match block_on(async { tokio::time::timeout(self.patience, ask(&self.socket)).await }) {
             Ok(Ok(answer)) => Outcome::Answered(answer),
-            Ok(Err(error)) => Outcome::from(error),
+            Ok(Err(error)) => Outcome::from(&error),
             Err(_) => Outcome::Timeout,
         };
         Reply { outcome, elapsed: started.elapsed() }

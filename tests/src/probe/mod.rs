@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use hyper::Response;
 use socket2::{Domain, Socket, Type};
 
 pub use connection::Connection;
@@ -112,6 +113,13 @@ impl Probe {
         self.dial(Protocol::Http, to)
     }
 
+    /// `GET path` over HTTP: the whole response.
+    pub fn get(&self, to: SocketAddr, path: &str) -> Result<Response<String>> {
+        let response = block_on(async { tokio::time::timeout(self.patience, http::get(&self.netns, to, path)).await });
+        let what = || format!("GET {path} of {to} from {}", self.netns.name());
+        response.context("it timed out").and_then(|response| Ok(response?)).with_context(what)
+    }
+
     /// Dials `count` times, each time as a new connection or flow, and counts who answered.
     pub fn spread(&self, protocol: Protocol, to: SocketAddr, count: usize) -> Spread {
         block_on(spread::dial(self, protocol, to, count))
@@ -147,7 +155,7 @@ impl Probe {
         };
         let outcome = match tokio::time::timeout(self.patience, exchange).await {
             Ok(Ok(answer)) => Outcome::Answered(answer),
-            Ok(Err(error)) => Outcome::from(error),
+            Ok(Err(error)) => Outcome::from(&error),
             Err(_) => Outcome::Timeout,
         };
         Reply { outcome, elapsed: started.elapsed() }

@@ -43,8 +43,8 @@ pub enum Outcome {
     Failed(String),
 }
 
-impl From<io::Error> for Outcome {
-    fn from(error: io::Error) -> Self {
+impl From<&io::Error> for Outcome {
+    fn from(error: &io::Error) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ECONNREFUSED) => Self::Refused,
             Some(Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EACCES) => Self::Unreachable,
