@@ -4,14 +4,16 @@ use anyhow::{Result, ensure};
 use tollgate_lab::{Cluster, Tollgate, Topology};
 
 use crate::Case;
-use crate::scene::{Client, Scene, Stage};
+use crate::scene::{At, Client, Scene, Stage};
 use crate::table::{Expect, Table};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("hairpin", Case::Table(hairpin)),
+    ("hairpin-external", Case::Table(hairpin_external)),
     ("pod-source-kept", Case::Table(pod_source_kept)),
     ("off-cluster-masquerade", Case::Table(off_cluster_masquerade)),
     ("getpeername-vip", Case::Table(getpeername_vip)),
+    ("getpeername-vip-external", Case::Table(getpeername_vip_external)),
     ("same-bridge-reply", Case::Own(same_bridge_reply)),
 ];
 
@@ -55,6 +57,31 @@ fn getpeername_vip(scene: &Scene<'_>) -> Table {
     [Client::Pod("pod-1a"), Client::Pod("pod-1b"), Client::Node(1), Client::Outside]
         .into_iter()
         .fold(table, |table, client| table.rows(client, ("web", 80), Expect::DialledPeer))
+}
+
+fn hairpin_external(scene: &Scene<'_>) -> Table {
+    let pod = [Client::Pod("pod-1a")];
+    [("web", scene.exposed("web")), ("local", scene.exposed("local").external_local())].into_iter().fold(
+        Table::new(),
+        |table, (name, service)| {
+            table
+                .given(service)
+                .given(scene.ready(name, &["pod-1a"]))
+                .at(At::EXTERNAL, pod, (name, 80), Expect::Only(&["pod-1a"]))
+                .at(At::EXTERNAL, pod, (name, 80), Expect::NodeSource(1))
+        },
+    )
+}
+
+fn getpeername_vip_external(scene: &Scene<'_>) -> Table {
+    let clients = [Client::Pod("pod-1a"), Client::Pod("pod-1b"), Client::Node(1), Client::Outside];
+    Table::new()
+        .given(scene.exposed("web"))
+        .given(scene.ready("web", &["pod-2a", "pod-1b"]))
+        .at(At::EXTERNAL, clients, ("web", 80), Expect::DialledPeer)
+        .given(scene.exposed("local").external_local())
+        .given(scene.ready("local", &["pod-1b"]))
+        .at(At::EXTERNAL, clients, ("local", 80), Expect::DialledPeer)
 }
 
 fn same_bridge_reply(stage: &mut Stage) -> Result<()> {

@@ -3,21 +3,23 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tollgate_api::v1::Key;
 use tollgate_lab::object::Endpoint;
-use tollgate_lab::{Connection, Load, Outcome, Protocol};
+use tollgate_lab::{Connection, Counters, Load, Outcome, Protocol};
 
 use crate::Case;
-use crate::scene::{Client, Scene, Stage};
+use crate::scene::{At, Client, Scene, Stage};
 use crate::table::ensure_refused;
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("no-gap-on-update", Case::Own(no_gap_on_update)),
+    ("no-gap-on-update-external", Case::Own(no_gap_on_update_external)),
     ("no-gap-on-restart", Case::Own(no_gap_on_restart)),
     ("tcp-established-survives", Case::Own(established_survives)),
     ("tcp-terminating-drains", Case::Steps(terminating_drains)),
     ("removed-frontend-closes", Case::Own(removed_frontend_closes)),
+    ("removed-frontend-closes-external", Case::Steps(removed_external_frontends_close)),
 ];
 
 const CLIENTS: [Client; 4] = [Client::Pod("pod-1a"), Client::Pod("pod-2b"), Client::Node(1), Client::Outside];
@@ -26,8 +28,42 @@ const CLIENTS: [Client; 4] = [Client::Pod("pod-1a"), Client::Pod("pod-2b"), Clie
 fn no_gap_on_update(stage: &mut Stage) -> Result<()> {
     let scene = stage.scene()?;
     scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
-    let load = start_load(&scene)?;
+    let counters = change_all_the_time(&scene, start_load(&scene)?)?;
+    println!("no-gap-on-update: {counters}");
+    counters.ensure_none_failed()?;
+    ensure!(counters.by.len() == 3, "every endpoint had its share: {:?}", counters.by);
+    Ok(())
+}
+
+/// The same through NodePorts, external IPs and load-balancer IPs, from outside, from pods and from a node.
+fn no_gap_on_update_external(stage: &mut Stage) -> Result<()> {
+    let scene = stage.scene()?;
+    scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-2a"]).into()])?;
+    let cluster = scene.cluster();
+    let clients = [
+        cluster.host(1).netns(),
+        cluster.host(2).netns(),
+        cluster.node(1).netns(),
+        scene.pod("pod-1a").netns(),
+        scene.pod("pod-2b").netns(),
+    ];
+    let mut dials = Vec::new();
+    for at in At::EXTERNAL.into_iter().chain([At::node(2)]) {
+        let to = scene.address(at.of("web", 80))?;
+        dials.extend(clients.map(|client| (client, to)));
+    }
+    let load = Load::start_each(dials, 1000);
+    load.run_for(100)?;
+    let counters = change_all_the_time(&scene, load)?;
+    println!("no-gap-on-update-external: {counters}");
+    counters.ensure_none_failed()?;
+    ensure!(counters.by.len() == 3, "every endpoint had its share: {:?}", counters.by);
+    Ok(())
+}
+
+fn change_all_the_time(scene: &Scene<'_>, load: Load) -> Result<Counters> {
     // One endpoint always serves; the others come, terminate and go, in turn, and so do other Services.
+    let strays = scene.cluster().strays()?;
     let mut rounds = 0;
     while load.counters().started < 10_000 {
         let terminating =
@@ -52,10 +88,8 @@ fn no_gap_on_update(stage: &mut Stage) -> Result<()> {
         rounds += 1;
     }
     let counters = load.stop();
-    println!("no-gap-on-update, {rounds} rounds of 8 changes: {counters}");
-    counters.ensure_none_failed()?;
-    ensure!(counters.by.len() == 3, "every endpoint had its share: {:?}", counters.by);
-    Ok(())
+    println!("{rounds} rounds of 8 changes, {} packets went astray", scene.cluster().strays()? - strays);
+    Ok(counters)
 }
 
 /// The same while proxies are restarted and killed.
@@ -171,4 +205,41 @@ fn removed_frontend_closes(stage: &mut Stage) -> Result<()> {
         ensure!(!matches!(reply.outcome, Outcome::Answered(_)), "{client:?} still gets through to {to}: {reply}");
     }
     Ok(())
+}
+
+/// Its other addresses go one by one, and the ClusterIP stays.
+fn removed_external_frontends_close(scene: &Scene<'_>) -> Result<()> {
+    let clients = [Client::Outside, Client::Pod("pod-1a"), Client::Node(1)];
+    scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-2a"]).into()])?;
+    let mut open = Vec::new();
+    for at in At::ALL {
+        open.push((at, [scene.address(at.of("web", 80))?, scene.address(at.of("web", 81))?]));
+    }
+    let check = |closed: &[At]| -> Result<()> {
+        for (client, (at, to)) in clients.into_iter().flat_map(|client| open.iter().map(move |at| (client, at))) {
+            for (protocol, to) in Protocol::TRANSPORTS.into_iter().zip(to) {
+                let probe = scene.probe(client);
+                let what = || format!("{client:?} dials {at:?} ({to}) over {protocol:?}");
+                if !closed.contains(at) {
+                    probe.dial(protocol, *to).answer().with_context(what)?;
+                } else if matches!(at, At::NodePort(_)) {
+                    // An address of the node, where nobody listens.
+                    ensure_refused(&probe.dial(protocol, *to)).with_context(what)?;
+                } else {
+                    let reply = probe.impatient().dial(protocol, *to);
+                    ensure!(reply.answer().is_err(), "{}: {reply}", what());
+                }
+            }
+        }
+        Ok(())
+    };
+    check(&[])?;
+    let ip = scene.vip("web", 80)?.ip().to_string();
+    let lb = scene.load_balancer_ip("web");
+    scene.apply([scene.web().load_balancer(lb).into()])?;
+    check(&[At::ExternalIp]).context("the external IP is gone")?;
+    scene.apply([scene.web().node_port().into()])?;
+    check(&[At::ExternalIp, At::LoadBalancerIp]).context("the load-balancer IP is gone")?;
+    scene.apply([scene.web().spec("type", json!("ClusterIP")).cluster_ip(&ip).into()])?;
+    check(&At::EXTERNAL).context("the NodePort is gone")
 }

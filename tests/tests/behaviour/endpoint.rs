@@ -6,7 +6,7 @@ use tollgate_lab::proxy::zone;
 use tollgate_lab::{Outcome, Protocol, address};
 
 use crate::Case;
-use crate::scene::{Client, Scene, Stage};
+use crate::scene::{At, Client, Scene, Stage};
 use crate::table::{Expect, Table};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
@@ -17,6 +17,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("topology-zone", Case::Table(topology_zone)),
     ("topology-node", Case::Table(topology_node)),
     ("no-endpoints-reject", Case::Table(no_endpoints_reject)),
+    ("no-endpoints-reject-external", Case::Table(no_endpoints_reject_external)),
     ("unknown-port-on-vip", Case::Table(unknown_port_on_vip)),
     ("unallocated-vip-drop", Case::Own(unallocated_vip_drop)),
 ];
@@ -110,19 +111,28 @@ fn topology_node(scene: &Scene<'_>) -> Table {
 }
 
 fn no_endpoints_reject(scene: &Scene<'_>) -> Table {
-    let table = Table::new()
+    Table::new()
         .given(scene.web())
         .given(scene.service("unready").transports(80))
         .given(scene.slice("unready").endpoint(Endpoint::not_ready(scene.pod("pod-1b"))))
         .given(scene.service("control").transports(80))
+        .given(scene.ready("control", &["pod-2a"]))
+        .each(CLIENTS, ("web", 80), Expect::Refused)
+        .each(CLIENTS, ("unready", 80), Expect::Refused)
+        .each(CLIENTS, ("control", 80), Expect::Only(&["pod-2a"]))
+}
+
+fn no_endpoints_reject_external(scene: &Scene<'_>) -> Table {
+    let table = Table::new()
+        .given(scene.exposed("web"))
+        .given(scene.exposed("local").external_local())
+        .given(scene.exposed("control"))
         .given(scene.ready("control", &["pod-2a"]));
-    CLIENTS.into_iter().fold(table, |table, client| {
-        table.rows(client, ("web", 80), Expect::Refused).rows(client, ("unready", 80), Expect::Refused).rows(
-            client,
-            ("control", 80),
-            Expect::Only(&["pod-2a"]),
-        )
-    })
+    table
+        .at(At::EXTERNAL, CLIENTS, ("web", 80), Expect::Refused)
+        .at(At::EXTERNAL, CLIENTS, ("local", 80), Expect::Refused)
+        .at(At::EXTERNAL, CLIENTS, ("control", 80), Expect::Only(&["pod-2a"]))
+        .at([At::node(1)], [Client::Node(2), Client::Pod("pod-2b")], ("web", 80), Expect::Refused)
 }
 
 fn unknown_port_on_vip(scene: &Scene<'_>) -> Table {

@@ -1,17 +1,21 @@
 //! What the proxy says of itself.
 
-use anyhow::{Result, ensure};
-use serde_json::json;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 use tollgate_api::v1::Key;
 use tollgate_lab::eventually;
-use tollgate_lab::object;
+use tollgate_lab::object::{self, Endpoint};
 use tollgate_lab::proxy::zone;
 
 use crate::Case;
-use crate::scene::Stage;
+use crate::scene::{Client, Scene, Stage};
+use crate::table::ensure_refused;
 
-pub(crate) const CASES: &[(&str, Case)] =
-    &[("healthz", Case::Own(healthz)), ("healthz-node-is-being-deleted", Case::Own(node_is_being_deleted))];
+pub(crate) const CASES: &[(&str, Case)] = &[
+    ("healthz", Case::Own(healthz)),
+    ("healthz-node-is-being-deleted", Case::Own(node_is_being_deleted)),
+    ("health-node-port", Case::Steps(health_node_port)),
+];
 
 fn healthz(stage: &mut Stage) -> Result<()> {
     let scene = stage.scene()?;
@@ -52,4 +56,50 @@ fn node_is_being_deleted(stage: &mut Stage) -> Result<()> {
     })?;
     ensure!(lab.object(Key::node("node-1")).is_ok(), "the Node is there");
     Ok(())
+}
+
+/// What a load balancer is told by the health check port of each node, in kube-proxy's words.
+fn health_node_port(scene: &Scene<'_>) -> Result<()> {
+    scene.apply([scene.exposed("web").external_local().into(), scene.ready("web", &["pod-1a"]).into()])?;
+    let stored = scene.lab.object(Key::service(scene.namespace(), "web"))?;
+    let port = stored["spec"]["healthCheckNodePort"].as_u64().context("it has a health check port")?;
+    let port = u16::try_from(port)?;
+    let ensure_count = |node: u8, count: u64| -> Result<()> {
+        let ip = scene.cluster().node(node).ip(scene.family);
+        let response = scene.probe(Client::Outside).get((ip, port).into(), "/healthz")?;
+        let wanted = if count > 0 { 200 } else { 503 };
+        ensure!(response.status() == wanted, "node {node} of {count} endpoints says {response:?}");
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let weight = count.to_string();
+        ensure!(header("X-Load-Balancing-Endpoint-Weight") == Some(&weight), "{response:?}");
+        ensure!(header("Content-Type").is_some_and(|kind| kind.starts_with("application/json")), "{response:?}");
+        let body: Value = serde_json::from_str(response.body())?;
+        let expected = json!({
+            "service": { "namespace": scene.namespace(), "name": "web" },
+            "localEndpoints": count,
+            "serviceProxyHealthy": true,
+        });
+        ensure!(body == expected, "{body}");
+        Ok(())
+    };
+    let ensure_counts = |one, two| ensure_count(1, one).and_then(|()| ensure_count(2, two));
+    ensure_counts(1, 0)?;
+    // The same address in two slices is one endpoint.
+    scene.apply([scene.ready("web", &["pod-1a", "pod-2b"]).named("again").into()])?;
+    ensure_counts(1, 1)?;
+    scene.set_ready("web", &["pod-1a", "pod-1b", "pod-2a"])?;
+    ensure_counts(2, 2)?;
+    // Who terminates serves, but is nothing to send new traffic for.
+    let terminating = ["pod-1a", "pod-2a"].map(|name| Endpoint::terminating(scene.pod(name)));
+    scene.apply([
+        scene.slice("web").endpoints(terminating).into(),
+        scene.ready("web", &["pod-2b"]).named("again").into(),
+    ])?;
+    ensure_counts(0, 1)?;
+    scene.set_ready("web", &["pod-1b"])?;
+    ensure_counts(1, 1)?;
+    // With the policy, the port goes.
+    let to = (scene.cluster().node(1).ip(scene.family), port).into();
+    scene.apply([scene.exposed("web").spec("externalTrafficPolicy", json!("Cluster")).into()])?;
+    eventually("the health check port to be closed", || ensure_refused(&scene.probe(Client::Outside).tcp(to)))
 }

@@ -28,6 +28,11 @@ fn headless_ignored(stage: &mut Stage) -> Result<()> {
     scene.apply([scene.web().cluster_ip("None").into()])?;
     let reply = client.clone().impatient().tcp(web);
     ensure!(reply.outcome == Outcome::Timeout, "a headless Service still has a frontend: {reply}");
+    // It is nothing to complain of, either.
+    let log = stage.lab.proxy(1).log().lines();
+    let complaint = log.iter().find(|line| line.contains("WARN") && line.contains("default/web"));
+    ensure!(complaint.is_none(), "{complaint:?}");
+    let scene = stage.scene()?;
     // The same of a Service that is only a name.
     scene.apply([scene.service("elsewhere").external_name("example.net").into()])?;
     ensure!(client.tcp(other).by()? == "pod-2b", "the control answers");

@@ -127,7 +127,7 @@ fn cleanup_complete(stage: &mut Stage) -> Result<()> {
 
 fn drift_repaired(stage: &mut Stage) -> Result<()> {
     let cluster = Cluster::new(Topology::default())?;
-    stage.lab = Tollgate::start_with(cluster, stage.mode, &["--sync-period", "1s"])?;
+    stage.lab = Tollgate::start_with(cluster, stage.mode, &[("--sync-period", "1s")])?;
     let scene = stage.scene()?;
     scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
     let (client, vip) = (scene.probe(Client::Pod("pod-1a")), scene.vip("web", 80)?);

@@ -1,13 +1,15 @@
 //! What a case works with: a lab with Tollgate on it, one family, and a Kubernetes namespace of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tollgate_api::v1::Key;
 use tollgate_lab::harness::Explain;
 use tollgate_lab::object::{self, Service, Slice};
-use tollgate_lab::{Cluster, Family, Mode, Pod, Probe, Protocol, Tollgate};
+use tollgate_lab::{Cluster, Family, Mode, Pod, Probe, Tollgate, address};
 
 /// Who dials.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +20,75 @@ pub(crate) enum Client {
     Node(u8),
     /// A host that is no node, which sends what is for Services to node 1.
     Outside,
+    /// Another such host.
+    Stranger,
+}
+
+/// Which of a Service's addresses is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// Its ClusterIP.
+    ClusterIp,
+    /// Its external IP.
+    ExternalIp,
+    /// The first address that its load balancer has given it.
+    LoadBalancerIp,
+    /// Its NodePort on an address of a node.
+    NodePort(NodeAddress),
+}
+
+/// An address of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NodeAddress {
+    /// The primary one of the node of that number.
+    Primary(u8),
+    /// Another one.
+    Second(u8),
+    /// That of its pods' bridge.
+    Bridge(u8),
+    /// Loopback: that of whoever dials.
+    Loopback,
+}
+
+impl At {
+    /// Every frontend, the NodePort being that of node 1.
+    pub(crate) const ALL: [Self; 4] =
+        [Self::ClusterIp, Self::ExternalIp, Self::LoadBalancerIp, Self::NodePort(NodeAddress::Primary(1))];
+    /// Those that the external traffic policy is about.
+    pub(crate) const EXTERNAL: [Self; 3] =
+        [Self::ExternalIp, Self::LoadBalancerIp, Self::NodePort(NodeAddress::Primary(1))];
+
+    /// The NodePort on the primary address of a node.
+    pub(crate) const fn node(number: u8) -> Self {
+        Self::NodePort(NodeAddress::Primary(number))
+    }
+
+    /// That of a Service's port.
+    pub(crate) const fn of(self, service: &'static str, port: u16) -> Dial {
+        Dial { service, port, at: self }
+    }
+}
+
+/// What is dialled: one of a Service's addresses, with one of its ports.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dial {
+    pub(crate) service: &'static str,
+    /// The Service's port, also where the NodePort that belongs to it is dialled.
+    pub(crate) port: u16,
+    pub(crate) at: At,
+}
+
+impl From<(&'static str, u16)> for Dial {
+    fn from((service, port): (&'static str, u16)) -> Self {
+        At::ClusterIp.of(service, port)
+    }
+}
+
+impl Dial {
+    /// The port that is so much higher.
+    pub(crate) fn port_plus(self, offset: u16) -> Self {
+        Self { port: self.port + offset, ..self }
+    }
 }
 
 /// A lab that a case reads from, and writes only objects of its own namespace to.
@@ -53,9 +124,34 @@ impl<'a> Scene<'a> {
         Service::new(self.namespace, name).family(self.family)
     }
 
-    /// A Service of the scene's family that serves TCP on 80 and UDP on 81.
+    /// A Service of the scene's family that serves TCP on 80 and UDP on 81, and SCTP on 82 where the kernel has it.
     pub(crate) fn web(&self) -> Service {
-        self.service("web").port(Protocol::Tcp, 80).port(Protocol::Udp, 81)
+        self.service("web").transports(80)
+    }
+
+    /// As [`Scene::web`], with every frontend that there is: a NodePort, an external IP and a load-balancer IP.
+    pub(crate) fn exposed(&self, name: &str) -> Service {
+        let service = self.service(name).transports(80);
+        service.external_ip(self.external_ip(name)).load_balancer(self.load_balancer_ip(name))
+    }
+
+    /// An external IP for a Service, which no other of the lab has.
+    pub(crate) fn external_ip(&self, service: &str) -> IpAddr {
+        self.allot("external", service)
+    }
+
+    /// A load-balancer IP for a Service, which no other of the lab has.
+    pub(crate) fn load_balancer_ip(&self, service: &str) -> IpAddr {
+        self.allot("load balancer", service)
+    }
+
+    fn allot(&self, what: &str, service: &str) -> IpAddr {
+        // One count for all labs: none is so large that it needs all of the range for itself.
+        static ALLOTTED: Mutex<BTreeMap<String, usize>> = Mutex::new(BTreeMap::new());
+        let mut allotted = ALLOTTED.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = allotted.len();
+        let number = *allotted.entry(format!("{what} {}/{service}", self.namespace)).or_insert(next);
+        address::external_cidr(self.family).hosts().nth(number).expect("a large network")
     }
 
     /// A slice of the scene's family.
@@ -106,11 +202,46 @@ impl<'a> Scene<'a> {
         Ok(SocketAddr::new(ip.with_context(|| format!("{service} has no {} address", self.family))?, port))
     }
 
+    /// The address behind a [`Dial`].
+    pub(crate) fn address(&self, dial: impl Into<Dial>) -> Result<SocketAddr> {
+        let Dial { service, port, at } = dial.into();
+        let stored = || self.lab.object(Key::service(self.namespace, service));
+        let parse = |value: &Value| -> Result<IpAddr> {
+            let text = value.as_str().with_context(|| format!("{service} has no {at:?}: {value}"))?;
+            text.parse().with_context(|| format!("{service}: {at:?} is {text}"))
+        };
+        let node = |number| self.cluster().node(number);
+        let ip = match at {
+            At::ClusterIp => return self.vip(service, port),
+            At::ExternalIp => parse(&stored()?["spec"]["externalIPs"][0])?,
+            At::LoadBalancerIp => parse(&stored()?["status"]["loadBalancer"]["ingress"][0]["ip"])?,
+            At::NodePort(address) => {
+                let ip = match address {
+                    NodeAddress::Primary(number) => node(number).ip(self.family),
+                    NodeAddress::Second(number) => node(number).second_ip(self.family),
+                    NodeAddress::Bridge(number) => node(number).bridge_ip(self.family),
+                    NodeAddress::Loopback if self.family == Family::V4 => Ipv4Addr::LOCALHOST.into(),
+                    NodeAddress::Loopback => Ipv6Addr::LOCALHOST.into(),
+                };
+                return Ok(SocketAddr::new(ip, self.node_port(&stored()?, port)?));
+            }
+        };
+        Ok(SocketAddr::new(ip, port))
+    }
+
+    fn node_port(&self, service: &Value, port: u16) -> Result<u16> {
+        let ports = service["spec"]["ports"].as_array().context("the Service has no ports")?;
+        let port = ports.iter().find(|own| own["port"] == port).context("the Service has no such port")?;
+        let number = port["nodePort"].as_u64().with_context(|| format!("the port has no NodePort: {port}"))?;
+        Ok(u16::try_from(number)?)
+    }
+
     pub(crate) fn probe(&self, from: Client) -> Probe {
         match from {
             Client::Pod(name) => self.pod(name).probe(),
             Client::Node(number) => self.cluster().node(number).probe(),
             Client::Outside => self.cluster().host(1).probe(),
+            Client::Stranger => self.cluster().host(2).probe(),
         }
     }
 }

@@ -3,16 +3,16 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tollgate_api::v1::Key;
-use tollgate_lab::{Load, Outcome, Protocol, eventually};
+use tollgate_lab::{Load, Mode, Outcome, Protocol, Tollgate, eventually};
 
-use crate::Case;
 use crate::scene::{Client, Scene, Stage};
+use crate::{Case, cluster};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("source-lost-keeps-serving", Case::Own(source_lost)),
     ("source-lost-keeps-serving-restarted-proxy", Case::Own(proxy_restarts_without_source)),
     ("source-lost-keeps-serving-relist", Case::Own(relist)),
-    ("source-over-tls", Case::Secured(over_tls)),
+    ("source-over-tls", Case::Lab(secured_lab, over_tls)),
 ];
 
 const CLIENTS: [Client; 3] = [Client::Pod("pod-1a"), Client::Node(2), Client::Outside];
@@ -104,6 +104,10 @@ fn relist(stage: &mut Stage) -> Result<()> {
     let counters = load.stop();
     println!("source-lost-keeps-serving-relist: {counters}");
     counters.ensure_none_failed()
+}
+
+fn secured_lab(mode: Mode) -> Result<Tollgate> {
+    Tollgate::start_secured(cluster()?, mode)
 }
 
 /// Each proxy has its node's certificate, and may register that node alone.
