@@ -52,6 +52,12 @@ struct Need {
 const NFT: Need =
     Need { program: "nft", package: "nftables", why: "the tests see with it what the mode nftables has written" };
 
+const IPTABLES: Need = Need {
+    program: "iptables-restore",
+    package: "iptables",
+    why: "the tests set a policy of FORWARD with it, as other programs of a node do",
+};
+
 const CONNTRACK: Need = Need {
     program: "conntrack",
     package: "conntrack",
@@ -63,7 +69,7 @@ impl Mode {
         match self {
             // It speaks to the kernel itself.
             Self::Nftables => &[],
-            Self::All => &[NFT, CONNTRACK],
+            Self::All => &[NFT, IPTABLES, CONNTRACK],
         }
     }
 }
