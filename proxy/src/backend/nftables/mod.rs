@@ -164,8 +164,8 @@ impl Nftables {
     }
 
     fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, Error> {
-        let edits = self.replan(desired, false);
-        let tables = self.tables(edits.iter().map(Edit::changes));
+        let edits = self.replan(desired, Scope::Changes);
+        let tables = self.tables(edits.into_iter().map(Edit::changes));
         let changed = tables.iter().map(|table| table.changes.len()).sum();
         self.commit(&tables)?;
         Ok(self.settle(desired, changed, Vec::new()))
@@ -194,14 +194,14 @@ impl Nftables {
             }
             listed.push(objects);
         }
-        self.replan(desired, true);
+        self.replan(desired, Scope::Full);
         for plan in &mut self.plans {
             plan.forget_listed();
         }
         let changes = self.plans.iter().zip(listed).map(|(plan, listed)| {
             let mut listed = Arc::unwrap_or_clone(listed);
             forget_what_goes_with_its_set(&mut listed, plan);
-            object::diff(&listed, &plan.objects())
+            object::into_changes(listed, plan.objects())
         });
         let tables = self.tables(changes.collect::<Vec<_>>());
         let changed = tables.iter().map(|table| table.changes.len()).sum::<usize>().saturating_sub(drifted);
@@ -215,8 +215,9 @@ impl Nftables {
         Ok(report)
     }
 
-    /// Brings the plans to what is desired; what could not be realised is tried again if `tries_again`.
-    fn replan(&mut self, desired: &Snapshot, tries_again: bool) -> Vec<Edit> {
+    /// Brings the plans to what is desired. For a full sync, what could not be realised is tried again, and what changes is
+    /// not gathered.
+    fn replan(&mut self, desired: &Snapshot, scope: Scope) -> Vec<Edit> {
         let planned = std::mem::replace(&mut self.planned, desired.clone());
         let mut changes: BTreeMap<&ServicePortName, Option<&ServicePort>> =
             diff(&planned.service_ports, &desired.service_ports)
@@ -228,7 +229,7 @@ impl Nftables {
         for (name, wanted) in &changes {
             tracing::debug!(service = %name, is_wanted = wanted.is_some(), "changes");
         }
-        if tries_again {
+        if scope == Scope::Full {
             let refused = self.refused.keys().filter_map(|name| desired.service_ports.get_key_value(name));
             changes.extend(refused.map(|(name, wanted)| (name, Some(wanted.as_ref()))));
         }
@@ -237,7 +238,7 @@ impl Nftables {
         self.warn_without_pod_cidrs(desired);
         let mut edits = Vec::new();
         for plan in &mut self.plans {
-            let mut edit = Edit::default();
+            let mut edit = if scope == Scope::Full { Edit::ignored() } else { Edit::default() };
             plan.update_node(desired, &mut edit);
             for (name, reason) in plan.update(&changes, &mut edit) {
                 self.refused.insert(name, reason.to_string());
@@ -285,7 +286,7 @@ impl Nftables {
         let refused: Vec<_> = refused.into_iter().filter_map(|(it, cause)| Some((owner(it)?, cause))).collect();
         for (name, cause) in refused {
             for plan in &mut self.plans {
-                plan.update(&[(&name, None)], &mut Edit::default());
+                plan.update(&[(&name, None)], &mut Edit::ignored());
             }
             self.refused.insert(name, cause);
         }
@@ -356,7 +357,7 @@ impl Error {
 fn forget_what_goes_with_its_set(listed: &mut Objects, plan: &Plan) {
     let is_other = |set: &SetName| {
         let found = listed.get(&Key::Set(set.clone()));
-        found.is_some_and(|found| *found != Value::Set(plan.style().set(set).shape))
+        found.is_some_and(|found| *found != Value::Set(plan.style().set(set).shape.into()))
     };
     let others: Vec<_> = SetName::ALL.into_iter().filter(is_other).collect();
     if others.is_empty() {

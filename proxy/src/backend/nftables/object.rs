@@ -2,6 +2,7 @@
 //!
 //! Both sides speak these types, so that one [`diff`] serves changes, start and repair alike.
 
+use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,9 @@ use super::word::{Balance, PoolKind, Word};
 
 /// Everything in one table.
 pub(crate) type Objects = BTreeMap<Key, Value>;
+/// Objects in no order, to be collected into [`Objects`]; of several with one key, the last counts. A hundred thousand are
+/// sorted faster than each is put into its place.
+pub(crate) type Gathered = Vec<(Key, Value)>;
 
 /// What identifies an object. The order is that in which objects can be made: what a rule names comes before the rule,
 /// and rules come before elements, because adding a rule that names a large map costs a walk of the map.
@@ -36,9 +40,9 @@ pub(crate) enum Key {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Value {
     /// How a set is declared; not what a listing says about it.
-    Set(Shape),
-    /// A chain.
-    Chain(Chain),
+    Set(Box<Shape>),
+    /// A chain. In a box, like the one before, because nearly all values are small.
+    Chain(Box<Chain>),
     /// An element of a set says nothing but that it is there.
     Present,
     /// A word.
@@ -211,24 +215,40 @@ pub(crate) struct Changes {
     pub(crate) add: Vec<(Key, Value)>,
 }
 
-/// Wanted against applied, both in the order of their keys.
+/// Wanted against applied.
 pub(crate) fn diff(applied: &Objects, wanted: &Objects) -> Changes {
+    between(applied.iter(), wanted.iter(), |(key, value)| (key.clone(), value.clone()))
+}
+
+/// Wanted against applied, where neither is needed any more.
+pub(crate) fn into_changes(applied: Objects, wanted: Objects) -> Changes {
+    between(applied.into_iter(), wanted.into_iter(), |object| object)
+}
+
+/// Both are in the order of their keys.
+fn between<K: Borrow<Key>, V: Borrow<Value>>(
+    applied: impl Iterator<Item = (K, V)>,
+    wanted: impl Iterator<Item = (K, V)>,
+    own: impl Fn((K, V)) -> (Key, Value),
+) -> Changes {
     let mut changes = Changes::default();
-    let own = |(key, value): (&Key, &Value)| (key.clone(), value.clone());
-    let (mut applied, mut wanted) = (applied.iter().peekable(), wanted.iter().peekable());
+    let (mut applied, mut wanted) = (applied.peekable(), wanted.peekable());
     loop {
         let order = match (applied.peek(), wanted.peek()) {
-            (Some((is, _)), Some((should, _))) => is.cmp(should),
+            (Some((is, _)), Some((should, _))) => is.borrow().cmp(should.borrow()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (None, None) => return changes,
         };
         let is = if order.is_le() { applied.next() } else { None };
         let should = if order.is_ge() { wanted.next() } else { None };
-        if is != should {
-            changes.delete.extend(is.map(own));
-            changes.add.extend(should.map(own));
+        if let (Some((_, is)), Some((_, should))) = (&is, &should)
+            && is.borrow() == should.borrow()
+        {
+            continue;
         }
+        changes.delete.extend(is.map(&own));
+        changes.add.extend(should.map(&own));
     }
 }
 

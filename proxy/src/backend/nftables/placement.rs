@@ -13,7 +13,7 @@ use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
 use tollgate_model::service::TrafficPolicy;
 use tollgate_model::snapshot::ServicePort;
 
-use super::object::{ElementKey, Key, Objects, SetName, Value};
+use super::object::{ElementKey, Gathered, Key, Objects, SetName, Value};
 use super::word::{Kind, MAX_SLOTS, PoolKind, Word, low};
 
 /// NFTNL_UDATA_COMMENT_MAXLEN of libnftnl: nft takes no longer comment.
@@ -197,11 +197,11 @@ impl Placement {
     }
 
     /// The elements that are this Service port's alone.
-    pub(crate) fn elements(&self, name: &ServicePortName, objects: &mut Objects) {
+    pub(crate) fn elements(&self, name: &ServicePortName, objects: &mut Gathered) {
         let label = label(name);
         for (set, key, low) in self.dialled() {
             let value = Value::Frontend(Word::new(self.number, low), label.clone());
-            objects.insert(Key::Element(set, key), value);
+            objects.push((Key::Element(set, key), value));
         }
         self.ranges(objects);
         let by_kind: BTreeSet<_> =
@@ -210,7 +210,7 @@ impl Placement {
             let pool_word = Word::pool(self.number, *kind);
             if by_kind.contains(kind) {
                 let key = Key::Element(SetName::Pools, ElementKey::Word(pool_word));
-                objects.insert(key, Value::Word(Word::new(self.number, kind.bit() | pool.class)));
+                objects.push((key, Value::Word(Word::new(self.number, kind.bit() | pool.class))));
             }
             for (index, slot) in (0..=u16::MAX).zip(&pool.slots) {
                 self.slot(objects, *kind, ElementKey::Slot(pool_word, index), slot);
@@ -219,7 +219,7 @@ impl Placement {
     }
 
     /// Who may dial the guarded frontends, for each kind of these: they all have one.
-    fn ranges(&self, objects: &mut Objects) {
+    fn ranges(&self, objects: &mut Gathered) {
         let guarded = self.addresses.iter().find_map(|(_, _, route)| match route {
             Route::By(kind) if kind.is_guarded() => Some(*kind),
             _ => None,
@@ -230,15 +230,15 @@ impl Placement {
         objects.extend(self.source_ranges.iter().map(|range| (key(range), Value::Present)));
     }
 
-    fn slot(&self, objects: &mut Objects, pool: PoolKind, key: ElementKey, slot: &Slot) {
+    fn slot(&self, objects: &mut Gathered, pool: PoolKind, key: ElementKey, slot: &Slot) {
         let endpoint = Value::from(&slot.endpoint);
         if self.timeout.is_none() {
-            objects.insert(Key::Element(SetName::slots(self.protocol), key), endpoint);
+            objects.push((Key::Element(SetName::slots(self.protocol), key), endpoint));
             return;
         }
         let reference = Word::new(self.number, slot.reference);
-        objects.insert(Key::Element(SetName::StickySlots, key), Value::Word(reference));
-        objects.insert(Key::Element(SetName::refs(pool), ElementKey::Word(reference)), endpoint);
+        objects.push((Key::Element(SetName::StickySlots, key), Value::Word(reference)));
+        objects.push((Key::Element(SetName::refs(pool), ElementKey::Word(reference)), endpoint));
     }
 
     /// The elements that it may share with other Service ports, each once.

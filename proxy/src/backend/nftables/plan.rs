@@ -10,7 +10,7 @@ use tollgate_model::snapshot::{ServicePort, Snapshot};
 
 use super::chain::{Detect, Style};
 use super::number::{Classes, Numbers};
-use super::object::{ChainName, Changes, ElementKey, FixedChain, Key, Objects, SetName, Value, Verdict, diff};
+use super::object::{ChainName, Changes, ElementKey, FixedChain, Gathered, Key, Objects, SetName, Value, Verdict, into_changes};
 use super::placement::{Placement, Pool, Refusal};
 use super::word::{Balance, Kind, PoolKind, Word, low};
 use crate::backend::{DetectLocal, NodeConfig};
@@ -45,14 +45,33 @@ pub(crate) struct Plan {
 /// What changes while Service ports are placed: the objects touched, as they were and as they will be.
 #[derive(Debug, Default)]
 pub(crate) struct Edit {
-    before: Objects,
-    after: Objects,
+    before: Gathered,
+    after: Gathered,
+    /// Whether nobody will ask.
+    is_ignored: bool,
 }
 
 impl Edit {
+    /// Of changes that are found otherwise.
+    pub(crate) fn ignored() -> Self {
+        Self { is_ignored: true, ..Self::default() }
+    }
+
+    fn before(&mut self, gather: impl FnOnce(&mut Gathered)) {
+        if !self.is_ignored {
+            gather(&mut self.before);
+        }
+    }
+
+    fn after(&mut self, gather: impl FnOnce(&mut Gathered)) {
+        if !self.is_ignored {
+            gather(&mut self.after);
+        }
+    }
+
     /// The difference.
-    pub(crate) fn changes(&self) -> Changes {
-        diff(&self.before, &self.after)
+    pub(crate) fn changes(self) -> Changes {
+        into_changes(self.before.into_iter().collect(), self.after.into_iter().collect())
     }
 }
 
@@ -101,16 +120,15 @@ impl Plan {
         if (&nodeport_ips, &local_pods) == (&self.nodeport_ips, &self.local_pods) {
             return;
         }
-        self.node_objects(&mut edit.before);
+        edit.before(|objects| self.node_objects(objects));
         (self.nodeport_ips, self.style.detect, self.local_pods) = (nodeport_ips, detect, local_pods);
-        self.node_objects(&mut edit.after);
+        edit.after(|objects| self.node_objects(objects));
     }
 
     /// What of the table depends on the node.
-    fn node_objects(&self, objects: &mut Objects) {
+    fn node_objects(&self, objects: &mut Gathered) {
         for chain in [FixedChain::OffCluster, FixedChain::ExtLocal].map(ChainName::Fixed) {
-            let value = Value::Chain(self.style.chain(&chain));
-            objects.insert(Key::Chain(chain), value);
+            objects.push(self.chain(chain));
         }
         let element = |set, key| (Key::Element(set, key), Value::Present);
         let cidrs = self.local_pods.iter().map(|cidr| element(SetName::LocalPods, ElementKey::Cidr(*cidr)));
@@ -198,34 +216,32 @@ impl Plan {
             let is_new = !self.classes.contains(balance);
             pool.class = self.classes.enter(balance)?;
             if is_new {
-                self.class_objects(balance, pool.class, &mut edit.after);
+                edit.after(|objects| self.class_objects(balance, pool.class, objects));
             }
         }
         Ok(())
     }
 
-    fn class_objects(&self, balance: Balance, class: u16, objects: &mut Objects) {
+    fn class_objects(&self, balance: Balance, class: u16, objects: &mut Gathered) {
         for chain in [ChainName::Balance(balance), balance.again()] {
             // Another class may have made the second one; asking the classes which is dearer than writing it again,
             // but writing it again would rewrite a chain that is right.
             let is_there = matches!(chain, ChainName::Again { .. })
                 && self.classes.iter().any(|(other, _)| other != balance && other.again() == chain);
             if !is_there {
-                let value = Value::Chain(self.style.chain(&chain));
-                objects.insert(Key::Chain(chain), value);
+                objects.push(self.chain(chain));
             }
         }
-        let (key, value) = pick(class, Verdict::Goto(ChainName::Balance(balance)));
-        objects.insert(key, value);
+        objects.push(pick(class, Verdict::Goto(ChainName::Balance(balance))));
     }
 
     fn insert(&mut self, name: &ServicePortName, placement: Placement, edit: &mut Edit) {
-        placement.elements(name, &mut edit.after);
+        edit.after(|objects| placement.elements(name, objects));
         for key in placement.shared() {
             let uses = self.shared.entry(key.clone()).or_insert(0);
             *uses += 1;
             if *uses == 1 && !self.lingering.remove(&key) {
-                edit.after.insert(key, Value::Present);
+                edit.after(|objects| objects.push((key, Value::Present)));
             }
         }
         self.frontends.extend(placement.frontends());
@@ -236,7 +252,7 @@ impl Plan {
     /// Its number stays taken.
     fn remove(&mut self, name: &ServicePortName, edit: &mut Edit) -> Option<Placement> {
         let old = self.placements.remove(name)?;
-        old.elements(name, &mut edit.before);
+        edit.before(|objects| old.elements(name, objects));
         for key in old.shared() {
             let Some(uses) = self.shared.get_mut(&key) else { continue };
             *uses -= 1;
@@ -244,7 +260,7 @@ impl Plan {
                 self.shared.remove(&key);
                 match lingers(&key) {
                     true => drop(self.lingering.insert(key)),
-                    false => drop(edit.before.insert(key, Value::Present)),
+                    false => edit.before(|objects| objects.push((key, Value::Present))),
                 }
             }
         }
@@ -268,31 +284,30 @@ impl Plan {
         let mut objects = self.skeleton();
         for (balance, class) in self.classes.iter() {
             self.class_objects(balance, class, &mut objects);
-            let again = balance.again();
-            let value = Value::Chain(self.style.chain(&again));
-            objects.insert(Key::Chain(again), value);
+            objects.push(self.chain(balance.again()));
         }
         for (name, placement) in &self.placements {
             placement.elements(name, &mut objects);
         }
         objects.extend(self.shared.keys().chain(&self.lingering).map(|key| (key.clone(), Value::Present)));
-        objects
+        objects.into_iter().collect()
+    }
+
+    fn chain(&self, chain: ChainName) -> (Key, Value) {
+        let value = Value::Chain(self.style.chain(&chain).into());
+        (Key::Chain(chain), value)
     }
 
     /// What the table holds without any Service port.
-    pub(crate) fn skeleton(&self) -> Objects {
+    fn skeleton(&self) -> Gathered {
         let sets = SetName::ALL.into_iter().map(|set| {
             let shape = self.style.set(&set).shape;
-            (Key::Set(set), Value::Set(shape))
+            (Key::Set(set), Value::Set(shape.into()))
         });
-        let chains = FixedChain::ALL.into_iter().map(|chain| {
-            let chain = ChainName::Fixed(chain);
-            let value = Value::Chain(self.style.chain(&chain));
-            (Key::Chain(chain), value)
-        });
+        let chains = FixedChain::ALL.into_iter().map(|chain| self.chain(ChainName::Fixed(chain)));
         let cidr =
             |set: SetName| move |cidr: &IpNet| (Key::Element(set.clone(), ElementKey::Cidr(*cidr)), Value::Present);
-        let mut objects: Objects = sets
+        let mut objects: Gathered = sets
             .chain(chains)
             .chain(self.service_cidrs.iter().map(cidr(SetName::ServiceCidrs)))
             .chain([
@@ -312,7 +327,7 @@ impl Plan {
             let balance = Balance { pool: PoolKind::Cluster, protocol: Protocol::Tcp, count: 1, timeout };
             self.class_objects(balance, class, &mut objects);
         }
-        diff(&Objects::new(), &objects)
+        into_changes(Objects::new(), objects.into_iter().collect())
     }
 
     /// Who has a number.

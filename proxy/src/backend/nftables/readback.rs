@@ -27,7 +27,7 @@ pub(crate) fn read(socket: &mut Socket, table: Table) -> Result<Option<Listed>, 
     // A set without a name belongs to a rule, which says enough.
     for set in socket.sets(table)?.into_iter().filter(|set| !set.shape.is_anonymous()) {
         listed.read_elements(socket, table, &set)?;
-        listed.objects.insert(Key::Set(SetName::named(&set.name)), Value::Set(set.shape));
+        listed.objects.insert(Key::Set(SetName::named(&set.name)), Value::Set(set.shape.into()));
     }
     let mut chains: BTreeMap<Box<str>, Chain> = BTreeMap::new();
     for chain in socket.chains(table)? {
@@ -36,7 +36,7 @@ pub(crate) fn read(socket: &mut Socket, table: Table) -> Result<Option<Listed>, 
     for (chain, rule) in socket.rules(table)? {
         chains.entry(chain).or_default().rules.push(rule);
     }
-    let chains = chains.into_iter().map(|(name, chain)| (Key::Chain(ChainName::named(&name)), Value::Chain(chain)));
+    let chains = chains.into_iter().map(|(name, chain)| (Key::Chain(ChainName::named(&name)), Value::Chain(chain.into())));
     listed.objects.extend(chains);
     Ok(Some(listed))
 }
