@@ -17,7 +17,7 @@ use super::readback::{self, Listed};
 use super::transaction::TableChanges;
 
 /// How often `observe` reads the tables anew because they changed meanwhile.
-const READS: u32 = 5;
+const READS: u32 = 3;
 
 /// The kernel's tables of the network namespace that the thread was in that opened it.
 pub(crate) struct Kernel {
@@ -130,5 +130,28 @@ fn error(failure: Failure, what: &str) -> Error {
             };
             Error::Refused { what, cause }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(errno: Errno) -> Error {
+        error(Failure::Refused { what: "to do it".to_owned(), errno, message: None }, "do it")
+    }
+
+    /// Only what is about the content is worth trying in parts.
+    #[test]
+    fn refusals_are_told_from_what_will_pass_and_from_what_may_not_be() {
+        for errno in [Errno::ENOENT, Errno::EEXIST, Errno::EINVAL, Errno::EBUSY, Errno::EOPNOTSUPP] {
+            assert!(matches!(refused(errno), Error::Refused { .. }), "{errno}");
+        }
+        for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::EAGAIN] {
+            assert!(matches!(refused(errno), Error::Talk { .. }), "{errno}");
+        }
+        assert_eq!(refused(Errno::EPERM).to_string(), "not permitted to do it: CAP_NET_ADMIN is needed");
+        let busy = "the kernel refused to do it: Device or resource busy";
+        assert_eq!(refused(Errno::EBUSY).to_string(), busy);
     }
 }

@@ -195,8 +195,11 @@ impl Nftables {
             listed.push(objects);
         }
         self.replan(desired, Scope::Full);
-        for plan in &mut self.plans {
+        for (plan, listed) in self.plans.iter_mut().zip(&listed) {
             plan.forget_listed();
+            if listed.is_empty() {
+                plan.add_spares();
+            }
         }
         let changes = self.plans.iter().zip(listed).map(|(plan, listed)| {
             let mut listed = Arc::unwrap_or_clone(listed);

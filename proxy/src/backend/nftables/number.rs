@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tollgate_model::name::Protocol;
+
 use super::object::{ChainName, ElementKey, Key, Objects, SetName, Value, Verdict};
 use super::placement::Refusal;
-use super::word::{Balance, LAST_NUMBER, Word, low};
+use super::word::{Balance, LAST_NUMBER, PoolKind, Word, low};
 
 /// The numbers of Service ports. A number that was freed comes last in turn, so that a packet on its way through the
 /// rules during a change never meets another Service's endpoints.
@@ -13,6 +15,10 @@ pub(crate) struct Numbers {
     taken: BTreeSet<u32>,
     last: u32,
 }
+
+/// Spare classes are no fewer and no more than up to these counts.
+const MIN_SPARES: u32 = 8;
+const MAX_SPARES: u32 = 256;
 
 /// The numbers of classes.
 #[derive(Debug, Default)]
@@ -73,8 +79,13 @@ impl Classes {
 
     /// The class of a balance; a new one if it has none yet.
     pub(crate) fn enter(&mut self, balance: Balance) -> Result<u16, Refusal> {
-        if let Some(class) = self.balances.get_mut(&balance) {
-            class.uses += 1;
+        let number = self.add(balance)?;
+        self.balances.entry(balance).and_modify(|class| class.uses += 1);
+        Ok(number)
+    }
+
+    fn add(&mut self, balance: Balance) -> Result<u16, Refusal> {
+        if let Some(class) = self.balances.get(&balance) {
             return Ok(class.number);
         }
         let last = self.last.max(low::FIRST_BALANCE - 1);
@@ -83,7 +94,7 @@ impl Classes {
         let number = number.ok_or(Refusal::Classes(low::LAST_CLASS - low::FIRST_BALANCE + 1))?;
         self.last = number;
         self.taken.insert(number);
-        self.balances.insert(balance, Class { number, uses: 1 });
+        self.balances.insert(balance, Class { number, uses: 0 });
         Ok(number)
     }
 
@@ -94,15 +105,41 @@ impl Classes {
         }
     }
 
-    /// Forgets the classes that nobody uses.
+    /// Adds classes for endpoint counts that nobody has and somebody may come to have: for each combination in use, up to
+    /// twice its largest count.
+    pub(crate) fn add_spares(&mut self) {
+        for (combination, largest) in self.largest_counts() {
+            let (pool, protocol, timeout) = combination;
+            for count in 1..=spares(largest) {
+                // Never at the cost of a class that somebody needs.
+                if self.taken.len() < usize::from(low::LAST_CLASS / 2) {
+                    let _ = self.add(Balance { pool, protocol, count, timeout });
+                }
+            }
+        }
+    }
+
+    /// Forgets the classes that nobody uses, and that are not spares.
     pub(crate) fn sweep(&mut self) {
+        let largest = self.largest_counts();
         let taken = &mut self.taken;
-        self.balances.retain(|_, class| {
-            if class.uses == 0 {
+        self.balances.retain(|balance, class| {
+            let stays = class.uses > 0
+                || largest.get(&combination(*balance)).is_some_and(|largest| balance.count <= spares(*largest));
+            if !stays {
                 taken.remove(&class.number);
             }
-            class.uses > 0
+            stays
         });
+    }
+
+    fn largest_counts(&self) -> BTreeMap<Combination, u32> {
+        let mut largest = BTreeMap::new();
+        for (balance, _) in self.balances.iter().filter(|(_, class)| class.uses > 0) {
+            let found = largest.entry(combination(*balance)).or_insert(0);
+            *found = balance.count.max(*found);
+        }
+        largest
     }
 
     /// All classes with their numbers.
@@ -114,4 +151,16 @@ impl Classes {
     pub(crate) fn contains(&self, balance: Balance) -> bool {
         self.balances.contains_key(&balance)
     }
+}
+
+/// What balances have in common that differ only in their count.
+type Combination = (PoolKind, Protocol, Option<u32>);
+
+fn combination(balance: Balance) -> Combination {
+    (balance.pool, balance.protocol, balance.timeout)
+}
+
+/// Up to which count there are spares, given the largest in use.
+fn spares(largest: u32) -> u32 {
+    largest.saturating_mul(2).clamp(MIN_SPARES, MAX_SPARES)
 }

@@ -36,7 +36,8 @@ pub(crate) fn read(socket: &mut Socket, table: Table) -> Result<Option<Listed>, 
     for (chain, rule) in socket.rules(table)? {
         chains.entry(chain).or_default().rules.push(rule);
     }
-    let chains = chains.into_iter().map(|(name, chain)| (Key::Chain(ChainName::named(&name)), Value::Chain(chain.into())));
+    let chains =
+        chains.into_iter().map(|(name, chain)| (Key::Chain(ChainName::named(&name)), Value::Chain(chain.into())));
     listed.objects.extend(chains);
     Ok(Some(listed))
 }

@@ -259,6 +259,8 @@ impl Socket {
 
     /// The elements of a set, each told to `each` to be collected, which says whether it had not been told that one.
     ///
+    /// They are of one moment as long as nobody changes that set; others' changes to other sets don't matter.
+    ///
     /// A hash table that still grows is dumped with gaps, and the kernel does not say so: each datagram goes on at the
     /// place that the one before it had come to, and an element may have moved to the other side of that. But as many
     /// elements as it leaves out, at least, it tells twice.
