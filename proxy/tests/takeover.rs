@@ -107,7 +107,7 @@ fn former_tables_are_taken_over_in_place() {
 /// Connects to the VIP so many times, and tells which failed.
 fn connect(times: u32) -> Vec<String> {
     let attempt = |number| {
-        // No port is used twice within the test, however fast the machine is.
+        // As fast as it can, it would leave nothing of the machine to those who take over.
         thread::sleep(Duration::from_micros(100));
         let stream = TcpStream::connect_timeout(&VIP, Duration::from_millis(500));
         // Reset and not closed, so that nothing of it stays.
