@@ -13,7 +13,7 @@ use super::attribute::Bytes;
 use super::batch::Batch;
 use super::chain::{Base, Chain, Hook};
 use super::element::{Data, Element};
-use super::expression::Verdict;
+use super::expression::{Expression, Register, Verdict};
 use super::rule::Rule;
 use super::set::{DataType, Declaration, Fields, Set};
 use super::socket::{Failure, Socket};

@@ -367,3 +367,19 @@ fn what_was_written_is_read_back() {
         }
     }
 }
+
+/// As nft 1.0.6 would do it, and list it without a word.
+#[test]
+fn the_value_of_an_update_is_not_loaded_over_the_end_of_its_key() {
+    // A key of a word and an address is 2 registers of 32 bits long, or 5.
+    for (family, expected) in [(IpFamily::V4, 4), (IpFamily::V6, 8)] {
+        let updates = rules(&Words { family }).into_iter().flat_map(|(_, rule)| rule.expressions);
+        let values: Vec<_> = updates
+            .filter_map(|expression| match expression {
+                Expression::Dynset { data, .. } => data,
+                _ => None,
+            })
+            .collect();
+        assert_eq!(values, [Register::after(expected); 2], "{family}");
+    }
+}
