@@ -18,7 +18,7 @@ async fn a_refused_object_names_every_mistake_and_leaves_no_trace() {
         "spec": {"containers": [{"name": "c", "ports": [{"containerPort": 0}]}]}, "status": {"podIPs": [{"ip": "x"}]}});
     let mut tainted = node("n");
     tainted["spec"] = json!({"podCIDRs": ["x"], "taints": [{"key": "k", "effect": "No"}]});
-    let rows: [(Value, &str); 5] = [
+    let rows: [(Value, &str); 6] = [
         (
             service(
                 "web",
@@ -38,6 +38,18 @@ async fn a_refused_object_names_every_mistake_and_leaves_no_trace() {
             "service default/two is invalid: \
              spec.clusterIPs[0]: \"10.96.0.9\": is held by service default/web; \
              spec.ports[0].nodePort: 80: must be in the node port range 30000-32767",
+        ),
+        (
+            service(
+                "two",
+                json!({"type": "NodePort", "clusterIPs": ["10.96.0.9"], "sessionAffinity": "Sticky",
+                    "ports": [{"port": 80}, {"name": "other", "port": 81, "nodePort": 80}]}),
+            ),
+            "service default/two is invalid: \
+             spec.ports[0].name: is required where there are several ports; \
+             spec.sessionAffinity: \"Sticky\": must be one of None, ClientIP; \
+             spec.clusterIPs[0]: \"10.96.0.9\": is held by service default/web; \
+             spec.ports[1].nodePort: 80: must be in the node port range 30000-32767",
         ),
         (
             slice,

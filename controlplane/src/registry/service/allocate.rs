@@ -127,8 +127,8 @@ impl Allocations {
     }
 
     /// Gives a Service that is about to be written what it needs, and writes it into the object; takes back what the
-    /// Service held before and no longer has. `resolved` are its families. After an error the allocations are to be
-    /// thrown away.
+    /// Service held before and no longer has. `resolved` are its families, `findings` what is wrong with it already; with
+    /// any, also here, nothing is handed out. After an error the allocations are to be thrown away.
     pub(super) fn settle(
         &mut self,
         key: &Arc<Key>,
@@ -136,35 +136,66 @@ impl Allocations {
         spec: &ServiceSpec,
         old: Option<&Service>,
         resolved: Option<Resolved>,
+        mut findings: Findings,
     ) -> Result<(), Error> {
         if let Some(old) = old {
             self.release(key, old);
         }
         let old = old.and_then(|old| old.spec.as_ref());
-        let Some(json) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
-        let mut findings = Findings::default();
-        if let Some(resolved) = resolved {
-            self.settle_addresses(key, &resolved, old, json, &mut findings)?;
+        // All that is asked for comes before any number is handed out, or that one could be the very number that is asked
+        // for next.
+        if let Some(resolved) = &resolved {
+            self.claim_addresses(key, resolved, old, &mut findings);
         }
         let ports = NodePorts::new(spec, old);
         self.claim_node_ports(key, &ports, &mut findings);
         findings.into_result(key)?;
+        let Some(json) = object.get_mut("spec").and_then(Value::as_object_mut) else { return Ok(()) };
+        if let Some(resolved) = resolved {
+            self.settle_addresses(key, &resolved, json)?;
+        }
         self.settle_node_ports(key, &ports, json)
     }
 
-    fn settle_addresses(
+    /// Claims the addresses that are asked for or were there before.
+    fn claim_addresses(
         &mut self,
         key: &Arc<Key>,
         resolved: &Resolved,
         old: Option<&ServiceSpec>,
-        json: &mut Map<String, Value>,
         findings: &mut Findings,
+    ) {
+        let had: Vec<IpAddr> = old.map(held_addresses).unwrap_or_default();
+        for (index, (family, wanted)) in resolved.families.iter().zip(&resolved.addresses).enumerate() {
+            let (Some(address), Some(net)) = (*wanted, self.cidrs.net(*family)) else { continue };
+            // Where the range is gone since, an address that the Service has already stays.
+            let Some(pool) = self.pool(*family) else { continue };
+            let field = format!("spec.clusterIPs[{index}]");
+            // The same when the CIDR has changed since.
+            if !had.contains(&address) && !pool.contains(number_of(address)) {
+                findings.wrong(field, address.to_string(), format!("must be an address for Services in {net}"));
+            } else if let Err(holder) = pool.claim(number_of(address), key) {
+                findings.wrong(field, address.to_string(), format!("is held by {holder}"));
+            }
+        }
+    }
+
+    /// Hands out the addresses that are missing, and writes all into the object.
+    fn settle_addresses(
+        &mut self,
+        key: &Arc<Key>,
+        resolved: &Resolved,
+        json: &mut Map<String, Value>,
     ) -> Result<(), Error> {
-        let addresses: Vec<String> = if resolved.is_headless {
-            vec!["None".to_owned()]
+        let mut addresses = Vec::new();
+        if resolved.is_headless {
+            addresses.push("None".to_owned());
         } else {
-            self.claim_addresses(key, resolved, old, findings)?.iter().map(ToString::to_string).collect()
-        };
+            for (family, wanted) in resolved.families.iter().zip(&resolved.addresses) {
+                let address = wanted.map_or_else(|| self.take_address(key, *family), |wanted| Ok(Some(wanted)))?;
+                addresses.extend(address.map(|address| address.to_string()));
+            }
+        }
         if let Some(first) = addresses.first() {
             json.insert("clusterIP".to_owned(), first.clone().into());
         }
@@ -174,42 +205,16 @@ impl Allocations {
         Ok(())
     }
 
-    fn claim_addresses(
-        &mut self,
-        key: &Arc<Key>,
-        resolved: &Resolved,
-        old: Option<&ServiceSpec>,
-        findings: &mut Findings,
-    ) -> Result<Vec<IpAddr>, Error> {
-        let had: Vec<IpAddr> = old.map(held_addresses).unwrap_or_default();
-        let mut addresses = Vec::new();
-        for (index, (family, wanted)) in resolved.families.iter().zip(&resolved.addresses).enumerate() {
-            let net = self.cidrs.net(*family).map(|net| net.to_string()).unwrap_or_default();
-            let Some(pool) = self.pool(*family) else {
-                // The range is gone since; an address that the Service has already stays.
-                addresses.extend(*wanted);
-                continue;
-            };
-            let Some(address) = *wanted else {
-                let taken = pool.take(key).and_then(|number| family.address(number));
-                let what = || format!("{} ClusterIP", family.name());
-                addresses.push(taken.ok_or_else(|| Exhausted { key: (**key).clone(), what: what(), range: net })?);
-                continue;
-            };
-            let field = format!("spec.clusterIPs[{index}]");
-            // An address that the Service has already stays, also when the CIDR has changed since.
-            if !had.contains(&address) && !pool.contains(number_of(address)) {
-                findings.wrong(field, address.to_string(), format!("must be an address for Services in {net}"));
-            } else if let Err(holder) = pool.claim(number_of(address), key) {
-                findings.wrong(field, address.to_string(), format!("is held by {holder}"));
-            }
-            addresses.push(address);
-        }
-        Ok(addresses)
+    /// A free address of a family; `None` where it has no range.
+    fn take_address(&mut self, key: &Arc<Key>, family: IpFamily) -> Result<Option<IpAddr>, Error> {
+        let Some(net) = self.cidrs.net(family) else { return Ok(None) };
+        let taken = self.pool(family).and_then(|pool| pool.take(key)).and_then(|number| family.address(number));
+        let exhausted =
+            || Exhausted { key: (**key).clone(), what: format!("{} ClusterIP", family.name()), range: net.to_string() };
+        Ok(Some(taken.ok_or_else(exhausted)?))
     }
 
-    /// Claims the numbers that are asked for or were there before. It comes before any other is handed out, or that
-    /// one could be the very number that is asked for next.
+    /// Claims the numbers that are asked for or were there before.
     fn claim_node_ports(&mut self, key: &Arc<Key>, ports: &NodePorts<'_>, findings: &mut Findings) {
         let numbers = ports.wanted.iter().enumerate();
         let numbers = numbers.filter_map(|(index, number)| Some((format!("spec.ports[{index}].nodePort"), (*number)?)));

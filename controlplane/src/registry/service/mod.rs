@@ -109,8 +109,7 @@ pub(crate) fn admit(
     families::validate(spec, &mut findings);
     // Which families a Service is to have can't be told from words that are wrong.
     let resolved = if findings.len() == found { allocations.resolve(spec, old_spec, &mut findings) } else { None };
-    findings.into_result(key)?;
-    allocations.settle(key, object, spec, old.as_ref(), resolved)
+    allocations.settle(key, object, spec, old.as_ref(), resolved, findings)
 }
 
 /// Checks the protocol of a port of a Service or EndpointSlice.
