@@ -30,23 +30,24 @@ pub(crate) struct Findings(Vec<Finding>);
 
 /// Longer values are cut in messages.
 const SHOWN: usize = 120;
+/// Names of objects and fields are cut later: with a DNS name and a label in them they may be as long as this.
+const NAMED: usize = 400;
+/// Findings are told until the message has so many bytes, and those after them are counted: a message has to reach the
+/// client, and nobody reads thousands.
+const TOLD: usize = 3000;
 
 // === impl Findings ===
 
 impl Findings {
     /// The field holds something wrong.
     pub(crate) fn wrong(&mut self, field: impl Into<String>, value: impl Into<Value>, reason: impl Into<String>) {
-        let mut shown = value.into().to_string();
-        if let Some((cut, _)) = shown.char_indices().nth(SHOWN) {
-            shown.truncate(cut);
-            shown.push('…');
-        }
-        self.0.push(Finding { field: field.into(), value: Some(shown), reason: reason.into() });
+        let value = cut(value.into().to_string(), SHOWN);
+        self.0.push(Finding { field: cut(field.into(), NAMED), value: Some(value), reason: reason.into() });
     }
 
     /// The field is absent, or its presence itself is wrong.
     pub(crate) fn missing(&mut self, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Finding { field: field.into(), value: None, reason: reason.into() });
+        self.0.push(Finding { field: cut(field.into(), NAMED), value: None, reason: reason.into() });
     }
 
     /// Records a check's reason, where it has one.
@@ -115,15 +116,29 @@ impl std::error::Error for Invalid {}
 /// `service default/web is invalid: spec.ports[0].port: 70000: must be between 1 and 65535; ...`
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is invalid: ", self.object)?;
+        write!(f, "{} is invalid: ", cut(self.object.clone(), NAMED))?;
+        let mut told = 0;
         for (index, finding) in self.findings.iter().enumerate() {
             if index > 0 {
                 f.write_str("; ")?;
             }
-            write!(f, "{finding}")?;
+            if told > TOLD {
+                return write!(f, "and {} more", self.findings.len() - index);
+            }
+            let finding = finding.to_string();
+            told += finding.len();
+            f.write_str(&finding)?;
         }
         Ok(())
     }
+}
+
+fn cut(mut text: String, most: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(most) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 impl fmt::Display for Finding {

@@ -10,9 +10,10 @@ use tollgate_api::v1::{
     ApplyRequest, ApplyResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse, Key, Kind, ListRequest,
     ListResponse, Object, ResumeToken, StatusRequest, StatusResponse, WatchEvent, WatchRequest,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::security::{Action, caller};
+use super::status::refusal;
 use super::until;
 use super::watch::{Watch, Watchers};
 use crate::registry::Registry;
@@ -55,7 +56,7 @@ impl ControlPlane for Service {
         if !request.namespace.is_empty() && !kind.is_namespaced() {
             let message =
                 format!("namespace: {:?}: must be empty: {} lie in no namespace", request.namespace, kind.plural());
-            return Err(Status::invalid_argument(message));
+            return Err(refusal(Code::InvalidArgument, message));
         }
         let (records, position) = self.registry.list(kind, &request.namespace);
         let objects = records.iter().map(|record| object(record)).collect();

@@ -79,3 +79,36 @@ async fn a_refused_object_names_every_mistake_and_leaves_no_trace() {
     assert_eq!(client.get(request).await.unwrap().into_inner().object.unwrap().revision, revision);
     server.stop().await;
 }
+
+/// A message is sent among the headers, of which clients take a few kilobytes and break off beyond.
+#[tokio::test]
+async fn a_refusal_reaches_the_client_however_much_is_wrong() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    let endpoints = vec![json!({"addresses": ["127.0.0.1"]}); 900];
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": "web-1"},
+        "addressType": "IPv4", "endpoints": endpoints});
+    let long = "\u{fc}\n".repeat(50_000);
+    let mut labelled = node("n");
+    labelled["metadata"]["labels"] = json!({(long.as_str()): "x y"});
+    for (manifest, first, last) in [
+        (slice, "endpointslice default/web-1 is invalid: endpoints[0].addresses[0]: \"127.0.0.1\"", "; and 857 more"),
+        (node(&long), "node \u{fc}\\n\u{fc}\\n", "(DNS-1123 subdomain)"),
+        (labelled, "node n is invalid: metadata.labels: \"\u{fc}", "start and end with a letter or digit"),
+        (service("web", json!({"clusterIP": [long]})), "service default/web is invalid: spec.clusterIP", "string"),
+        (service("web", json!({"clusterIP": {"a": 1}, "type": long})), "service default/web is invalid: ", "string"),
+        (
+            service("web", json!({"ports": [{"port": long}]})),
+            "service default/web is invalid: spec.ports[0].port",
+            " ...",
+        ),
+    ] {
+        let refused = apply(&mut client, &manifest).await.unwrap_err();
+        let message = refused.message();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{message}");
+        assert!(message.starts_with(first) && message.ends_with(last), "{message}");
+    }
+    let request = GetRequest { key: Some(Key::node(&long)) };
+    assert_eq!(client.get(request).await.unwrap_err().code(), Code::NotFound);
+    server.stop().await;
+}

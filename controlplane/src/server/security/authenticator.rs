@@ -9,12 +9,13 @@ use futures::stream::{self, BoxStream, StreamExt};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tonic::service::Interceptor;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use super::credentials::Credentials;
 use super::identity::Identity;
 use super::role::{Action, authorize};
 use super::token::{Digest, digest};
+use crate::server::status::refusal;
 
 /// A certificate is looked at again at least this often: the clock may be set meanwhile.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
@@ -140,8 +141,9 @@ impl Caller {
     /// Whether the caller may do it; otherwise the answer to it.
     pub(crate) fn may(&self, action: Action<'_>) -> Result<(), Status> {
         authorize(&self.identity, action).map_err(|denied| {
-            tracing::info!(%denied, "refused a request: permission denied");
-            Status::permission_denied(denied.to_string())
+            let status = refusal(Code::PermissionDenied, denied);
+            tracing::info!(denied = status.message(), "refused a request: permission denied");
+            status
         })
     }
 
