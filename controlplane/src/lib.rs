@@ -28,14 +28,19 @@ pub mod registry;
 pub mod server;
 pub mod store;
 
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
+/// An error and its causes, in one line. Libraries say some of them twice, as a part of what they caused or again below
+/// it; here each is told once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut parts = vec![error.to_string()];
     let mut source = error.source();
     while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
+        let text = cause.to_string();
+        match parts.last_mut() {
+            Some(last) if last.ends_with(&text) => {}
+            Some(last) if text.starts_with(&*last) => *last = text,
+            _ => parts.push(text),
+        }
         source = cause.source();
     }
-    line
+    parts.join(": ")
 }

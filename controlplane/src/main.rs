@@ -15,12 +15,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tollgate_api::v1::{Kind, ResumeToken};
 use tollgate_controlplane::backup::{self, Restored};
 use tollgate_controlplane::certs;
+use tollgate_controlplane::chain;
 use tollgate_controlplane::client::{self, Access, Client, Format, Output, Selection, WatchOptions};
 use tollgate_controlplane::config::{Config, Settings};
 use tollgate_controlplane::server;
 use tracing_subscriber::EnvFilter;
 
-/// The bundled Tollgate control plane: keeps Services, EndpointSlices, Nodes and Namespaces, and feeds the proxies.
+/// The bundled Tollgate control plane: keeps Services, EndpointSlices, Nodes, Pods and Namespaces, and feeds the proxies.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -219,7 +220,7 @@ fn main() -> ExitCode {
         Err(error) if error.downcast_ref().is_some_and(client::Error::is_closed_pipe) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody may be there to read it.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -64,6 +64,7 @@ pub struct Settings {
     /// A listener on loopback does so without this flag. Any other needs --tls-cert-file with --client-ca-file or
     /// --token-auth-file, or this flag: only where no one else reaches the address, as in a network of its own.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(deserialize_with = "boolean")]
     pub insecure: Option<bool>,
 
     /// Directory of the store; made if it does not exist. There is no default.
@@ -92,6 +93,7 @@ pub struct Settings {
 
     /// How many changes to keep: a watch that lost its connection resumes if it missed no more than that [default: 100000].
     #[arg(long, value_name = "CHANGES")]
+    #[serde(deserialize_with = "number")]
     pub history: Option<u64>,
 
     /// How long to keep changes; 0 for as long as the other limits allow [default: 24h].
@@ -109,6 +111,7 @@ pub struct Settings {
 
     /// How long a watch stays silent before it tells where it stands.
     #[arg(long, value_name = "MILLISECONDS", hide = true)]
+    #[serde(deserialize_with = "number")]
     pub progress_interval: Option<u64>,
 }
 
@@ -178,7 +181,8 @@ impl Settings {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
         // A file of comments alone is no mapping to YAML, but says as much as an empty one.
         serde_saphyr::from_str::<Option<Self>>(&text).map(Option::unwrap_or_default).map_err(|error| {
-            let reason = error.to_string();
+            // The file's reader speaks of its own options there, which nobody can set.
+            let reason = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
             Error::File { path: path.into(), reason: reason.trim_start_matches("error: ").to_owned() }
         })
     }
@@ -272,6 +276,14 @@ fn at_least_one(key: &'static str, given: Option<u64>, default: u64) -> Result<u
         0 => Err(Error::Value { key, value: "0".to_owned(), reason: "it must be at least 1" }),
         given => Ok(given),
     }
+}
+
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    u64::deserialize(deserializer).map(Some).map_err(|_| D::Error::custom("give it as a number, not below 0"))
+}
+
+fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    bool::deserialize(deserializer).map(Some).map_err(|_| D::Error::custom("give it as true or false"))
 }
 
 /// A value that is written as text.
