@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use tollgate_proxy::backend::{self, Mode, NodeConfig, Observed};
 use tollgate_proxy::config::{Config, Settings};
@@ -79,10 +79,12 @@ fn run(flags: &Settings, file: Option<PathBuf>) -> Result<()> {
 }
 
 fn cleanup() -> Result<()> {
-    // Every mode's, whichever ran last: what is not there is no error.
-    for mode in Mode::ALL {
-        let mut backend = backend::open_for_cleanup(mode, NodeConfig::default())?;
-        backend.cleanup().with_context(|| format!("cannot clean up after the mode {mode} (it needs CAP_NET_ADMIN)"))?;
+    let clean = |mode| backend::open_for_cleanup(mode, NodeConfig::default())?.cleanup();
+    // Every mode's, whichever ran last: what is not there is no error, and what fails holds up nothing else.
+    let failures = Mode::ALL.into_iter().filter_map(|mode| Some(format!("{mode}: {}", chain(&clean(mode).err()?))));
+    let failures: Vec<_> = failures.collect();
+    if !failures.is_empty() {
+        bail!("cannot clean up (it needs CAP_NET_ADMIN): {}", failures.join("; "));
     }
     println!("removed all that is Tollgate's");
     Ok(())

@@ -21,17 +21,41 @@ pub struct Mode {
 
 impl Mode {
     /// Every backend that the behaviour is tested on.
-    pub const ALL: &[Self] = &[Self {
-        name: "nftables",
-        proxy_mode: "nftables",
-        iptables: "nft",
-        prepare: &[],
-        vandalism: &[
-            "nft delete table {ip} tollgate",
-            "nft flush chain {ip} tollgate prerouting",
-            "nft flush map {ip} tollgate frontends",
-        ],
-    }];
+    pub const ALL: &[Self] = &[
+        Self {
+            name: "nftables",
+            proxy_mode: "nftables",
+            iptables: "nft",
+            prepare: &[],
+            vandalism: &[
+                "nft delete table {ip} tollgate",
+                "nft flush chain {ip} tollgate prerouting",
+                "nft flush map {ip} tollgate frontends",
+            ],
+        },
+        Self {
+            name: "iptables",
+            proxy_mode: "iptables",
+            iptables: "nft",
+            prepare: &["iptables-nft -t mangle -N KUBE-IPTABLES-HINT"],
+            vandalism: &[
+                "{ip}tables-nft -t nat -F",
+                "{ip}tables-nft -t nat -D PREROUTING -j TOLLGATE-SERVICES",
+                "{ip}tables-nft -t nat -F TOLLGATE-CLUSTER",
+            ],
+        },
+        Self {
+            name: "iptables-legacy",
+            proxy_mode: "iptables",
+            iptables: "legacy",
+            prepare: &["iptables-legacy --wait 10 -t mangle -N KUBE-IPTABLES-HINT"],
+            vandalism: &[
+                "{ip}tables-legacy --wait 10 -t nat -F",
+                "{ip}tables-legacy --wait 10 -t nat -D PREROUTING -j TOLLGATE-SERVICES",
+                "{ip}tables-legacy --wait 10 -t nat -F TOLLGATE-CLUSTER",
+            ],
+        },
+    ];
 
     /// The mode of that name.
     pub fn parse(name: &str) -> Option<Self> {

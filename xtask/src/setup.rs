@@ -37,6 +37,8 @@ pub(crate) struct Args {
 pub(crate) enum Mode {
     /// The mode nftables.
     Nftables,
+    /// The mode iptables.
+    Iptables,
     /// Every mode, and the tests.
     #[default]
     All,
@@ -55,8 +57,10 @@ const NFT: Need =
 const IPTABLES: Need = Need {
     program: "iptables-restore",
     package: "iptables",
-    why: "the tests set a policy of FORWARD with it, as other programs of a node do",
+    why: "the mode iptables writes and reads its rules with it; the tests set FORWARD policies with it in every mode",
 };
+
+const IPSET: Need = Need { program: "ipset", package: "ipset", why: "the mode iptables keeps its sets with it" };
 
 const CONNTRACK: Need = Need {
     program: "conntrack",
@@ -69,7 +73,8 @@ impl Mode {
         match self {
             // It speaks to the kernel itself.
             Self::Nftables => &[],
-            Self::All => &[NFT, IPTABLES, CONNTRACK],
+            Self::Iptables => &[IPTABLES, IPSET],
+            Self::All => &[NFT, IPTABLES, IPSET, CONNTRACK],
         }
     }
 }

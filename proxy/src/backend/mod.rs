@@ -15,6 +15,7 @@ use crate::conntrack::StaleFlows;
 
 pub mod bridge;
 pub mod forward;
+pub mod iptables;
 pub mod nftables;
 
 /// The mechanism that balances Services, picked by `--proxy-mode`.
@@ -23,6 +24,8 @@ pub mod nftables;
 pub enum Mode {
     /// Two nftables tables, `ip tollgate` and `ip6 tollgate`.
     Nftables,
+    /// Chains of iptables, of the variant that the node uses already, and a few ipsets.
+    Iptables,
 }
 
 /// What every backend needs to know about its node, and no snapshot says.
@@ -178,6 +181,9 @@ pub enum Error {
     /// The nftables backend's.
     #[error(transparent)]
     Nftables(#[from] nftables::Error),
+    /// The iptables backend's.
+    #[error(transparent)]
+    Iptables(#[from] iptables::Error),
 }
 
 /// Opens the backend of a mode. Checks what the mode needs of the machine.
@@ -187,6 +193,7 @@ pub enum Error {
 pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open(&config)?)),
+        Mode::Iptables => Ok(Box::new(iptables::Iptables::open(&config)?)),
     }
 }
 
@@ -197,6 +204,7 @@ pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
 pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open_for_cleanup()?)),
+        Mode::Iptables => Ok(Box::new(iptables::Iptables::open_for_cleanup())),
     }
 }
 
@@ -219,13 +227,14 @@ impl Default for NodeConfig {
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Nftables];
+    pub const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
 }
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
         })
     }
 }

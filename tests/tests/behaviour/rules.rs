@@ -17,10 +17,6 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 
 /// Somebody else's rules, with names, hooks, marks and priorities as near to ours as can be.
 const FOREIGN: &str = "
-    table ip nat {
-      chain POSTROUTING { type nat hook postrouting priority 100; oifname \"nowhere\" counter masquerade; }
-      chain OUTPUT { type nat hook output priority -100; ip daddr 198.51.100.1 counter dnat to 198.51.100.2; }
-    }
     table inet tollgate-not-ours {
       set allowed { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 } }
       map ports { type inet_service : verdict; elements = { 4242 : accept } }
@@ -35,9 +31,60 @@ const FOREIGN: &str = "
     }
 ";
 
-/// Every table of a node by family and name, without counters. Needs `nft`, which reads what any mode but eBPF writes.
-fn ruleset(netns: &NetNs) -> Result<String> {
-    nft(netns, &["--stateless", "list", "ruleset"])
+/// The same with iptables, in its own tables: where ours are too, in that mode.
+const FOREIGN_IPTABLES: &[&str] = &[
+    "-t nat -N TG-OTHER",
+    "-t nat -A TG-OTHER -d 198.51.100.1 -p tcp -j DNAT --to-destination 198.51.100.2",
+    "-t nat -A OUTPUT -j TG-OTHER",
+    "-t nat -A POSTROUTING -o nowhere -j MASQUERADE",
+    "-N TOLLGATE-OTHER",
+    "-A TOLLGATE-OTHER -m mark --mark 0x4000/0x4000 -j RETURN",
+    "-A FORWARD -j TOLLGATE-OTHER",
+];
+
+/// Everybody's rules on a node but ours, without counters: nft's tables by family and name, and the rules of iptables' tables
+/// one by one. Those tables and their built-in chains are everybody's: who needs one first makes it, and nobody removes it.
+fn foreign(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
+    let of_iptables = |table: &str| {
+        let names = ["nat", "filter", "mangle", "raw", "security"].map(|name| format!(" {name} {{"));
+        let is_of_ip = table.starts_with("table ip ") || table.starts_with("table ip6 ");
+        is_of_ip && names.iter().any(|name| table.lines().next().is_some_and(|line| line.ends_with(name)))
+    };
+    // What it says of iptables' tables stands among the tables.
+    let listed = nft(netns, &["--stateless", "list", "ruleset"])?;
+    let is_rule = |line: &&str| !line.starts_with('#') && !line.starts_with("XT ");
+    let mut all = tables(&listed.lines().filter(is_rule).map(|line| format!("{line}\n")).collect::<String>());
+    all.retain(|table| !of_iptables(table));
+    for family in Family::ALL {
+        let saved = run(netns, &format!("{}-save", mode.iptables(family)))?;
+        let is_ours = |line: &str| OURS.iter().any(|ours| line.contains(ours)) && !line.contains("-OTHER");
+        let lines = saved.lines().filter(|line| line.starts_with("-A") || line.starts_with(":T"));
+        all.extend(lines.filter(|line| !is_ours(line)).map(|line| format!("{family} {line}")));
+    }
+    Ok(all)
+}
+
+/// How chains of ours begin in iptables mode.
+const OURS: &[&str] = &["TOLLGATE-", "TG-"];
+
+/// Everything of ours on a node, in the words of nft, iptables and ipset.
+fn ours(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
+    let mut all = run(netns, "nft --stateless list ruleset")?;
+    for family in Family::ALL {
+        all.push_str(&run(netns, &format!("{}-save", mode.iptables(family)))?);
+    }
+    if mode.proxy_mode() == "iptables" {
+        all.push_str(&run(netns, "ipset list -name")?);
+    }
+    let is_ours = |line: &&str| line.to_lowercase().contains("tollgate") || line.contains("TG-");
+    let others = |line: &&str| line.contains("-OTHER") || line.contains("tollgate-not-ours");
+    Ok(all.lines().filter(is_ours).filter(|line| !others(line)).map(str::to_owned).collect())
+}
+
+fn run(netns: &NetNs, command: &str) -> Result<String> {
+    let (status, output) = Program::words(command, netns).run()?;
+    ensure!(status.success(), "{command}: {output}");
+    Ok(output)
 }
 
 fn nft(netns: &NetNs, arguments: &[&str]) -> Result<String> {
@@ -61,20 +108,24 @@ fn lab_with_foreign_rules(mode: Mode) -> Result<(Tollgate, Vec<String>)> {
     cluster.host(1).route_services_via(cluster.node(1))?;
     let node = cluster.node(1);
     nft(node.netns(), &["--", FOREIGN])?;
+    for arguments in FOREIGN_IPTABLES {
+        run(node.netns(), &format!("{} --wait 10 {arguments}", mode.iptables(Family::V4)))?;
+    }
     let route: IpNet = "198.51.100.0/24".parse()?;
     node.netns().links()?.add_route(route, node.ip(Family::V4))?;
     node.netns().links()?.add_address("lo", "198.51.100.99/32".parse()?)?;
-    let foreign = tables(&ruleset(node.netns())?);
+    let foreign = foreign(node.netns(), mode)?;
     Ok((Tollgate::start(cluster, mode)?, foreign))
 }
 
 fn foreign_rules_untouched(stage: &mut Stage) -> Result<()> {
-    let (lab, foreign) = lab_with_foreign_rules(stage.mode)?;
+    let mode = stage.mode;
+    let (lab, before) = lab_with_foreign_rules(mode)?;
     stage.lab = lab;
     let ensure_untouched = |lab: &Tollgate, when: &str| {
         let node = lab.cluster().node(1).netns();
-        let now = tables(&ruleset(node)?);
-        let missing: Vec<_> = foreign.iter().filter(|table| !now.contains(table)).collect();
+        let now = foreign(node, mode)?;
+        let missing: Vec<_> = before.iter().filter(|table| !now.contains(table)).collect();
         ensure!(missing.is_empty(), "{when}: changed or gone:\n{missing:?}\nnow there is\n{}", now.join("\n"));
         Ok(())
     };
@@ -94,7 +145,7 @@ fn foreign_rules_untouched(stage: &mut Stage) -> Result<()> {
 }
 
 fn cleanup_complete(stage: &mut Stage) -> Result<()> {
-    let (lab, foreign) = lab_with_foreign_rules(stage.mode)?;
+    let (lab, before) = lab_with_foreign_rules(stage.mode)?;
     stage.lab = lab;
     let scene = stage.scene()?;
     scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
@@ -108,12 +159,14 @@ fn cleanup_complete(stage: &mut Stage) -> Result<()> {
     for time in ["first", "second"] {
         let (status, output) = stage.lab.proxy(1).cleanup()?;
         ensure!(status.success(), "the {time} cleanup: {output}");
-        let left = tables(&ruleset(stage.lab.cluster().node(1).netns())?);
+        let node = stage.lab.cluster().node(1).netns();
+        let (ours, left) = (ours(node, stage.mode)?, foreign(node, stage.mode)?);
+        ensure!(ours.is_empty(), "after the {time} cleanup there is\n{}", ours.join("\n"));
         ensure!(
-            left == foreign,
+            left == before,
             "after the {time} cleanup there is\n{}\nand was\n{}",
             left.join("\n"),
-            foreign.join("\n")
+            before.join("\n")
         );
     }
     let scene = Scene::of(&stage.lab, stage.family, "default");

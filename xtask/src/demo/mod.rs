@@ -47,17 +47,34 @@ pub(crate) struct Args {
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum DemoMode {
     Nftables,
+    Iptables,
+}
+
+impl DemoMode {
+    fn needs(self) -> Mode {
+        match self {
+            Self::Nftables => Mode::Nftables,
+            Self::Iptables => Mode::Iptables,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Nftables => "nftables",
+            Self::Iptables => "iptables",
+        }
+    }
 }
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let DemoMode::Nftables = args.mode;
-    setup::ensure(Mode::Nftables, args.yes)?;
+    setup::ensure(args.mode.needs(), args.yes)?;
     println!("building …");
     build::run(&["build", "--quiet", "--package", "tollgate-proxy", "--package", "tollgate-controlplane"])?;
     // Network, mount and pid namespaces of its own, which end with this process, however it ends.
     tollgate_lab::isolate();
     let start = Instant::now();
-    let mode = tollgate_lab::Mode::parse("nftables").context("the lab has no mode nftables")?;
+    let mode = tollgate_lab::Mode::parse(args.mode.name());
+    let mode = mode.with_context(|| format!("the lab has no mode {}", args.mode.name()))?;
     Demo::start(mode)?.show()?;
     println!("\nAll of it held, in {:.0} s. The cluster is gone again.", start.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)
