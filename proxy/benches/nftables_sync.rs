@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         sync(&mut backend, &held, Scope::Changes)
     })?;
     row("1 Service comes or goes", &times);
-    row("full sync, nothing to repair", &repeat(3, |_| sync(&mut backend, &held, Scope::Full))?);
+    row("full sync, nobody has changed any table", &repeat(3, |_| sync(&mut backend, &held, Scope::Full))?);
     row("full sync of a new process", &repeat(3, |_| sync(&mut Nftables::open(&config)?, &held, Scope::Full))?);
     println!("peak memory of this process: {}", peak()?);
     Ok(())

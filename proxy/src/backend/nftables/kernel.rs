@@ -1,6 +1,6 @@
 //! The only place that speaks to the kernel: one nfnetlink socket.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 
@@ -23,6 +23,20 @@ const READS: u32 = 3;
 pub(crate) struct Kernel {
     /// Reading takes turns of questions and answers as writing does, and happens through shared references.
     socket: RefCell<Socket>,
+    /// How often a table was read.
+    reads: Cell<u64>,
+}
+
+/// The number of the last change to any table of the network namespace, whosever it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Generation(u32);
+
+impl Generation {
+    /// The number after one more transaction that changes something: zero is left out (`nf_tables_commit` in the kernel's
+    /// net/netfilter/nf_tables_api.c).
+    pub(crate) fn next(self) -> Self {
+        Self(self.0.checked_add(1).unwrap_or(1))
+    }
 }
 
 /// Why the kernel did not do as it was told.
@@ -59,7 +73,7 @@ pub enum Error {
 impl Kernel {
     /// Opens the socket, in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, Error> {
-        Ok(Self { socket: RefCell::new(Socket::open().map_err(Error::Open)?) })
+        Ok(Self { socket: RefCell::new(Socket::open().map_err(Error::Open)?), reads: Cell::new(0) })
     }
 
     /// One transaction: all of it or nothing.
@@ -79,18 +93,29 @@ impl Kernel {
         self.socket.borrow_mut().check(&mut batch).map_err(|failure| error(failure, "check the rules"))
     }
 
+    /// Where the tables of the network namespace stand.
+    pub(crate) fn generation(&self) -> Result<Generation, Error> {
+        let generation = self.socket.borrow_mut().generation();
+        generation.map(Generation).map_err(|failure| error(failure, "ask for the generation of the rules"))
+    }
+
+    /// How often a table was read.
+    pub(crate) fn reads(&self) -> u64 {
+        self.reads.get()
+    }
+
     /// Reads a family's table; `None` where there is none.
     pub(crate) fn list(&self, family: IpFamily) -> Result<Option<Listed>, Error> {
+        self.reads.set(self.reads.get() + 1);
         readback::read(&mut self.socket.borrow_mut(), table(family)).map_err(|failure| error(failure, "read a table"))
     }
 
     /// Reads a family's table as it was at one moment, unless somebody changes rules all the time.
     pub(crate) fn observe(&self, family: IpFamily) -> Result<Option<Listed>, Error> {
-        let generation = || self.socket.borrow_mut().generation().map_err(|failure| error(failure, "read a table"));
-        let mut before = generation()?;
+        let mut before = self.generation()?;
         for _ in 1..READS {
             let listed = self.list(family)?;
-            let after = generation()?;
+            let after = self.generation()?;
             if before == after {
                 return Ok(listed);
             }
@@ -136,6 +161,12 @@ fn error(failure: Failure, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_generation_is_never_zero() {
+        assert_eq!(Generation(7).next(), Generation(8));
+        assert_eq!(Generation(u32::MAX).next(), Generation(1));
+    }
 
     fn refused(errno: Errno) -> Error {
         error(Failure::Refused { what: "to do it".to_owned(), errno, message: None }, "do it")

@@ -25,7 +25,7 @@ use tollgate_model::diff::{Change, diff};
 use tollgate_model::name::{IpFamily, ServicePortName};
 use tollgate_model::snapshot::{ServicePort, Snapshot};
 
-use self::kernel::Kernel;
+use self::kernel::{Generation, Kernel};
 use self::netlink::rule::Rule;
 use self::object::{Key, Objects, SetName, Value};
 use self::plan::{Edit, Plan};
@@ -78,6 +78,9 @@ pub struct Nftables {
     is_settled: bool,
     /// Whether it holds that and nothing else, as far as is known.
     is_exact: bool,
+    /// Where the kernel's tables stood when it did, if nobody else changed any table meanwhile. As long as they stand there,
+    /// a comparison would find nothing.
+    generation: Option<Generation>,
 }
 
 type Refused = BTreeMap<ServicePortName, String>;
@@ -143,6 +146,7 @@ impl Nftables {
             lacks_pod_cidrs: false,
             is_settled: false,
             is_exact: false,
+            generation: None,
         })
     }
 
@@ -163,19 +167,46 @@ impl Nftables {
         Ok(lines)
     }
 
-    fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, Error> {
+    /// How often a table of the kernel was read as a whole, which takes long where there is much in it.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.kernel.reads()
+    }
+
+    fn sync_changes(&mut self, desired: &Snapshot, known: Option<Generation>) -> Result<Report, Error> {
         let edits = self.replan(desired, Scope::Changes);
         let tables = self.tables(edits.into_iter().map(Edit::changes));
         let changed = tables.iter().map(|table| table.changes.len()).sum();
+        let before = self.kernel.generation()?;
         self.commit(&tables)?;
+        let after = self.generation_after(before, is_empty(&tables))?;
+        self.generation = after.filter(|_| known == Some(before));
         Ok(self.settle(desired, changed, Vec::new()))
     }
 
-    fn sync_full(&mut self, desired: &Snapshot) -> Result<Report, Error> {
+    /// Where the tables stand after a commit, unless somebody else has changed them since `before`.
+    fn generation_after(&self, before: Generation, is_empty: bool) -> Result<Option<Generation>, Error> {
+        // An empty transaction is no change (`nf_tables_commit`).
+        let expected = if is_empty { before } else { before.next() };
+        Ok(Some(self.kernel.generation()?).filter(|after| *after == expected))
+    }
+
+    fn sync_full(&mut self, desired: &Snapshot, known: Option<Generation>) -> Result<Report, Error> {
         // Until this has succeeded, what differs from the plans need not be anybody's doing.
         let is_exact = std::mem::replace(&mut self.is_exact, false);
+        // What a process before this one left there; nobody else makes these tables.
+        for family in self.other_families.iter().filter(|_| self.synced.is_none()) {
+            self.kernel.delete(*family)?;
+        }
+        let before = self.kernel.generation()?;
+        let is_untouched = is_exact && known == Some(before);
         let (mut listed, mut drifted, mut repaired) = (Vec::new(), 0, Vec::new());
         for plan in &mut self.plans {
+            if is_untouched {
+                listed.push(Arc::new(plan.objects()));
+                plan.sweep();
+                continue;
+            }
             let table = self.kernel.list(plan.style().family)?;
             let is_missing = table.is_none();
             let objects = Arc::new(table.map(|table| table.objects).unwrap_or_default());
@@ -208,11 +239,9 @@ impl Nftables {
         });
         let tables = self.tables(changes.collect::<Vec<_>>());
         let changed = tables.iter().map(|table| table.changes.len()).sum::<usize>().saturating_sub(drifted);
+        let is_empty = is_empty(&tables);
         let is_whole = self.commit_or_isolate(tables)?;
-        // What a process before this one left there; nobody else makes these tables.
-        for family in self.other_families.iter().filter(|_| self.synced.is_none()) {
-            self.kernel.delete(*family)?;
-        }
+        self.generation = self.generation_after(before, is_empty)?.filter(|_| is_whole);
         let report = self.settle(desired, changed, repaired);
         self.is_exact = is_whole;
         Ok(report)
@@ -312,8 +341,9 @@ impl Backend for Nftables {
         // What happens from here to the commit is known again only once it has succeeded.
         let is_settled = std::mem::replace(&mut self.is_settled, false);
         let is_exact = std::mem::replace(&mut self.is_exact, false);
+        let known = self.generation.take();
         if scope == Scope::Changes && is_settled {
-            match self.sync_changes(desired) {
+            match self.sync_changes(desired, known) {
                 Ok(report) => {
                     self.is_exact = is_exact;
                     return Ok(report);
@@ -327,7 +357,7 @@ impl Backend for Nftables {
         } else {
             self.is_exact = is_exact;
         }
-        Ok(self.sync_full(desired)?)
+        Ok(self.sync_full(desired, known)?)
     }
 
     fn observe(&self) -> Result<Observed, super::Error> {
@@ -341,7 +371,7 @@ impl Backend for Nftables {
     }
 
     fn cleanup(&mut self) -> Result<(), super::Error> {
-        (self.is_settled, self.is_exact) = (false, false);
+        (self.is_settled, self.is_exact, self.generation) = (false, false, None);
         let errors: Vec<_> = IpFamily::ALL.into_iter().filter_map(|family| self.kernel.delete(family).err()).collect();
         if errors.is_empty() { Ok(()) } else { Err(Error::Cleanup(errors).into()) }
     }
@@ -373,6 +403,10 @@ fn forget_what_goes_with_its_set(listed: &mut Objects, plan: &Plan) {
             chain.rules = vec![Rule::new()];
         }
     }
+}
+
+fn is_empty(tables: &[TableChanges]) -> bool {
+    tables.iter().all(|table| table.changes.is_empty())
 }
 
 /// Whether INVALID packets may pass, as they may for kube-proxy. Where it can't be read, the kernel is at its default.
