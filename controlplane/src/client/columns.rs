@@ -1,7 +1,7 @@
 //! What `get` shows of each kind.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service, ServicePort};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, PodStatus, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Error;
@@ -112,7 +112,11 @@ fn node(node: &Node, now: Timestamp) -> Cells {
 fn pod(pod: &Pod, now: Timestamp) -> Cells {
     let spec = pod.spec.clone().unwrap_or_default();
     let status = pod.status.clone().unwrap_or_default();
-    let ready = status.container_statuses.iter().flatten().filter(|container| container.ready).count();
+    let ready = match status.container_statuses.as_deref().unwrap_or_default() {
+        // Nobody has to write them here; by the condition the pod is an endpoint that is ready.
+        [] if is_ready(&status) => spec.containers.len(),
+        statuses => statuses.iter().filter(|container| container.ready).count(),
+    };
     let cells = vec![
         name(&pod.metadata),
         format!("{ready}/{}", spec.containers.len()),
@@ -120,6 +124,10 @@ fn pod(pod: &Pod, now: Timestamp) -> Cells {
         age(&pod.metadata, now),
     ];
     (cells, vec![or_none(status.pod_ip.into_iter()), or_none(spec.node_name.into_iter())])
+}
+
+fn is_ready(status: &PodStatus) -> bool {
+    status.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 fn namespace(namespace: &Namespace, now: Timestamp) -> Cells {
@@ -224,6 +232,16 @@ mod tests {
                 Kind::Pod,
                 r#"{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c"}],"nodeName":"n"},"status":{"podIP":"10.1.0.2"}}"#.into(),
                 "p|0/1|Unknown|<unknown>|10.1.0.2|n",
+            ),
+            (
+                Kind::Pod,
+                r#"{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c"},{"name":"d"}]},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}]}}"#.into(),
+                "p|2/2|Running|<unknown>|<none>|<none>",
+            ),
+            (
+                Kind::Pod,
+                r#"{"metadata":{"name":"p"},"spec":{"containers":[{"name":"c"},{"name":"d"}]},"status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"containerStatuses":[{"name":"c","ready":true,"image":"","imageID":"","restartCount":0}]}}"#.into(),
+                "p|1/2|Running|<unknown>|<none>|<none>",
             ),
         ];
         for (kind, json, expected) in rows {

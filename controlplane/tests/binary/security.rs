@@ -127,6 +127,38 @@ fn a_server_certificate_is_replaced_without_a_restart() {
 }
 
 #[test]
+fn a_client_ca_that_is_taken_out_ends_what_its_certificates_began() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = (Pki::new(&dir.path().join("old"), &[]), Pki::new(&dir.path().join("new"), &[]));
+    let [old_ca, new_ca] = [&old, &new].map(|pki| fs::read_to_string(pki.file("ca.crt")).unwrap());
+    // The server's own certificate stays as it is.
+    old.copy("ca.crt", &new);
+    let clients = dir.path().join("clients.crt");
+    fs::write(&clients, &old_ca).unwrap();
+    let server = old.server(&dir.path().join("data"), &["--client-ca-file", clients.to_str().unwrap()]);
+    let files = ["ca.crt", "operator.crt", "operator.key"].map(|name| old.file(name));
+    let flags = ["--certificate-authority", &files[0], "--client-certificate", &files[1], "--client-key", &files[2]];
+    let mut watch = command(&["watch", "ns", "--server", &server.url]).args(flags).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(watch.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("INIT"), "{line}");
+    assert!(!new.list(&server, "operator").0);
+    // Both, for as long as it takes to issue all certificates anew.
+    fs::write(&clients, [old_ca, new_ca.clone()].concat()).unwrap();
+    server.tell(Signal::SIGHUP);
+    eventually("the new CA's operator to get in", || new.list(&server, "operator").0);
+    assert!(old.list(&server, "operator").0);
+    assert!(watch.try_wait().unwrap().is_none());
+    fs::write(&clients, new_ca).unwrap();
+    server.tell(Signal::SIGHUP);
+    eventually("the watch to end", || watch.try_wait().unwrap().is_some());
+    let watched = watch.wait_with_output().unwrap();
+    let complaints = String::from_utf8_lossy(&watched.stderr);
+    assert!(!watched.status.success() && complaints.contains("is not accepted any more"), "{complaints}");
+    assert!(new.list(&server, "operator").0 && !old.list(&server, "operator").0);
+}
+
+#[test]
 fn a_token_that_is_taken_away_ends_its_watch_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| {
