@@ -31,8 +31,12 @@ pub mod store;
 /// An error and its causes, in one line. Libraries say some of them twice, as a part of what they caused or again below
 /// it; here each is told once.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut parts = vec![error.to_string()];
-    let mut source = error.source();
+    told_with_causes(error.to_string(), error.source())
+}
+
+/// The same for an error that is told in other words than its own.
+pub(crate) fn told_with_causes(told: String, mut source: Option<&dyn std::error::Error>) -> String {
+    let mut parts = vec![told];
     while let Some(cause) = source {
         let text = cause.to_string();
         match parts.last_mut() {

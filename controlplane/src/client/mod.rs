@@ -164,10 +164,8 @@ fn parse_target(kind: &str, names: &[String]) -> Result<(Kind, Vec<String>), Err
 /// What the server said; a broken connection has its reason in the causes.
 fn reason_of(status: &Status) -> String {
     let mut reason = status.message().to_owned();
-    if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal)
-        && let Some(cause) = std::error::Error::source(status)
-    {
-        reason = format!("{reason}: {}", crate::chain(cause));
+    if matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal) {
+        reason = crate::told_with_causes(reason, std::error::Error::source(status));
     }
     if reason.is_empty() { format!("{:?}", status.code()) } else { reason }
 }

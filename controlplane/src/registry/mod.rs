@@ -66,6 +66,8 @@ pub struct Options {
 #[derive(Clone)]
 pub struct Registry {
     writes: mpsc::Sender<Write>,
+    /// Whether the writer is to end.
+    closing: Arc<watch::Sender<bool>>,
     feed: Arc<Feed>,
     store: Arc<dyn Store>,
     metrics: Arc<Metrics>,
@@ -163,7 +165,8 @@ pub enum Error {
 // === impl Registry ===
 
 impl Registry {
-    /// Takes up what a store holds, and starts the writer. The thread ends once the last handle is dropped.
+    /// Takes up what a store holds, and starts the writer. The thread ends once the last handle is dropped, or
+    /// one is closed.
     pub fn open(store: Arc<dyn Store>, options: Options) -> Result<(Self, JoinHandle<()>), Error> {
         let mut state = writer::restore(&*store, &options)?;
         if !state.objects.contains_key(&Key::namespace(DEFAULT_NAMESPACE)) {
@@ -179,6 +182,7 @@ impl Registry {
         let feed = Arc::new(Feed::new(snapshot, options.queue));
         let (writes, waiting) = mpsc::channel(WAITING_WRITES);
         let (condition, watched) = watch::channel(Condition::Writable);
+        let (closing, closed) = watch::channel(false);
         let writer = Writer {
             store: store.clone(),
             feed: feed.clone(),
@@ -190,9 +194,15 @@ impl Registry {
         };
         let no_thread = |error: std::io::Error| Error::Thread { reason: error.to_string() };
         let runtime = Builder::new_current_thread().enable_time().build().map_err(no_thread)?;
-        let thread = std::thread::Builder::new().name("writer".to_owned()).spawn(move || writer.run(waiting, &runtime));
-        let thread = thread.map_err(no_thread)?;
-        Ok((Registry { writes, feed, store, metrics, condition: watched }, thread))
+        let thread = std::thread::Builder::new().name("writer".to_owned());
+        let thread = thread.spawn(move || writer.run(waiting, closed, &runtime)).map_err(no_thread)?;
+        let closing = Arc::new(closing);
+        Ok((Registry { writes, closing, feed, store, metrics, condition: watched }, thread))
+    }
+
+    /// Ends the writer when it has done what waits for it; whoever writes later is told that the server is stopping.
+    pub fn close(&self) {
+        self.closing.send_replace(true);
     }
 
     /// Makes or replaces the object in a manifest. It is on disk when this returns.

@@ -154,7 +154,7 @@ pub async fn serve(
     let watchers = Arc::new(Watchers::default());
     let requests = Requests::new(registry.metrics().clone(), stopping.subscribe());
     let serving_metrics = metrics_listener.map(|listener| serve_metrics(listener, &registry, &watchers));
-    let service = Service::new(registry, watchers, progress_interval, stopping.subscribe());
+    let service = Service::new(registry.clone(), watchers, progress_interval, stopping.subscribe());
     let authenticator = Authenticator(credentials.clone());
     let incoming = Incoming::new(listener, credentials).into_stream();
     let served = Server::builder()
@@ -183,11 +183,13 @@ pub async fn serve(
         Err(_) => tracing::warn!("some clients did not take the end of their requests; leaving them"),
     }
     controller.await.map_err(Error::Controller)?;
-    // The metrics are the last who ask the registry; its writer ends with it.
     if let Some(serving) = serving_metrics {
         serving.abort();
         let _ = serving.await;
     }
+    // Not by the end of its handles: the clients that were left behind still have some.
+    registry.close();
+    drop(registry);
     // Every acknowledged write is on disk already; the wait is for the store's file to be closed in order.
     let closed = spawn_blocking(move || writer.join());
     if tokio::time::timeout(SHUTDOWN_PATIENCE, closed).await.is_err() {

@@ -1,6 +1,9 @@
 //! The end of the real server while clients are connected.
 
-use nix::sys::signal::Signal;
+use std::io::{BufRead, BufReader};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tollgate_api::v1::watch_event::Event;
 use tollgate_api::v1::{ApplyRequest, Kind, WatchRequest};
 use tollgate_controlplane::client::{Access, connect};
@@ -12,7 +15,7 @@ use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
-use crate::process::Process;
+use crate::process::{Process, command};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_idle_client_holds_up_the_end() {
@@ -53,4 +56,20 @@ async fn no_idle_client_holds_up_the_end() {
     healths.message().await.unwrap().unwrap();
     assert_eq!(healths.message().await.unwrap_err().code(), Code::Unavailable);
     drop(questions);
+}
+
+#[test]
+fn a_client_that_hangs_is_left_behind_and_nothing_else_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Process::start(dir.path());
+    let mut client = command(&["watch", "ns", "--server", &server.url]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(client.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("INIT"), "{line}");
+    kill(Pid::from_raw(client.id().try_into().unwrap()), Signal::SIGSTOP).unwrap();
+    let (is_done, log) = server.signal(Signal::SIGTERM);
+    client.kill().unwrap();
+    client.wait().unwrap();
+    assert!(is_done && log.contains("some clients did not take the end of their requests"), "{log}");
+    assert!(log.contains("stopped") && !log.contains("the writer still has work"), "{log}");
 }

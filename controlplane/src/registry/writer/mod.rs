@@ -62,14 +62,19 @@ enum Reply {
 // === impl Writer ===
 
 impl Writer {
-    /// Serves writes until nobody can send any more. `runtime` is for waiting alone.
-    pub(crate) fn run(mut self, mut writes: mpsc::Receiver<Write>, runtime: &Runtime) {
+    /// Serves writes until nobody can send any more, or is to. `runtime` is for waiting alone.
+    pub(crate) fn run(
+        mut self,
+        mut writes: mpsc::Receiver<Write>,
+        mut closing: watch::Receiver<bool>,
+        runtime: &Runtime,
+    ) {
         let mut batch = Vec::new();
         let mut upkeep_at = Instant::now() + UPKEEP_INTERVAL;
         loop {
             let patience = upkeep_at.saturating_duration_since(Instant::now());
             // A write that waits already comes first, also when the upkeep is due.
-            match runtime.block_on(async { timeout(patience, writes.recv()).await }) {
+            match runtime.block_on(async { timeout(patience, next(&mut writes, &mut closing)).await }) {
                 Ok(Some(write)) => {
                     batch.push(write);
                     while batch.len() < LARGEST_BATCH {
@@ -206,6 +211,22 @@ impl Writer {
         };
         self.metrics.store_writable.set((condition == Condition::Writable).into());
         self.condition.send_if_modified(|current| std::mem::replace(current, condition) != condition);
+    }
+}
+
+/// The next write; `None` once there will be none. What waits at the close is still served.
+async fn next(writes: &mut mpsc::Receiver<Write>, closing: &mut watch::Receiver<bool>) -> Option<Write> {
+    let closed = async {
+        // An error: nobody is left who could write.
+        let _ = closing.wait_for(|closing| *closing).await;
+    };
+    tokio::select! {
+        biased;
+        () = closed => {
+            writes.close();
+            writes.recv().await
+        }
+        write = writes.recv() => write,
     }
 }
 
