@@ -70,7 +70,9 @@ fn forward_policy_drop(stage: &mut Stage) -> Result<()> {
     scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-2a"]).into()])?;
     let dial =
         |at: At, client| -> Result<_> { Ok(scene.probe(client).impatient().tcp(scene.address(at.of("web", 80))?)) };
-    let dials = [(At::ClusterIp, Client::Pod("pod-1a")), (At::node(1), Client::Outside)];
+    // Masqueraded all of it, because the mark for that is what kube-proxy's KUBE-FORWARD accepts (with the answers): a pod
+    // that dials a ClusterIP keeps its address, has no mark, and stays shut out there as well.
+    let dials = [(At::ClusterIp, Client::Outside), (At::node(1), Client::Outside)];
     // The node's own traffic is not forwarded, so it is the control that the Service works.
     dial(At::ClusterIp, Client::Node(1))?.by().context("from the node")?;
     // And what is no Service's stays shut in every mode.
@@ -78,7 +80,8 @@ fn forward_policy_drop(stage: &mut Stage) -> Result<()> {
         scene.probe(Client::Outside).impatient().tcp(scene.pod("pod-1a").socket(family, Protocol::Tcp.pod_port()));
     ensure!(direct.answer().is_err(), "the policy is in force: {direct}");
     if mode.proxy_mode() == "iptables" {
-        return dials.into_iter().try_for_each(|(at, client)| dial(at, client)?.by().map(drop));
+        let dial = |(at, client)| dial(at, client)?.by().map(drop).with_context(|| format!("{client:?} to {at:?}"));
+        return dials.into_iter().try_for_each(dial);
     }
     for (at, client) in dials {
         let reply = dial(at, client)?;
