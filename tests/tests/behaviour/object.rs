@@ -57,14 +57,18 @@ fn foreign_proxy_ignored(scene: &Scene<'_>) -> Result<()> {
 
 fn slice_owner_label(scene: &Scene<'_>) -> Table {
     let terminating = Endpoint::terminating(scene.pod("pod-2a"));
+    // Published as ready although it terminates; elsewhere it is neither.
+    let published = Endpoint::with(scene.pod("pod-2b"), true, true, true);
+    let not_ready = Endpoint::not_ready(scene.pod("pod-2b"));
     Table::new()
-        .given(scene.web())
-        .given(scene.service("other").transports(80))
-        // Two slices, with a pod that is in both and counts once, and of which they say different things.
-        .given(scene.ready("web", &["pod-1a", "pod-2a"]).named("first"))
-        .given(scene.ready("web", &["pod-1a", "pod-1b"]).named("second").endpoint(terminating))
+        // Two slices, with a pod that is in both and counts once, and two of which they say different things: what is said
+        // of a pod that does not terminate is the newer. They are there before the Service, so that it is resolved once.
+        .given(scene.ready("web", &["pod-1a", "pod-2a"]).named("first").endpoint(published))
+        .given(scene.ready("web", &["pod-1a", "pod-1b"]).named("second").endpoints([terminating, not_ready]))
         // Named like the Service, but owned by another.
         .given(scene.ready("other", &["pod-2b"]).named("web"))
+        .given(scene.web())
+        .given(scene.service("other").transports(80))
         .rows(Client::Pod("pod-2b"), ("web", 80), Expect::Even(&["pod-1a", "pod-1b", "pod-2a"]))
         .rows(Client::Pod("pod-1a"), ("other", 80), Expect::Only(&["pod-2b"]))
 }
