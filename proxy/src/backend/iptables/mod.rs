@@ -134,7 +134,13 @@ impl Iptables {
     }
 
     fn sync_changes(&mut self, desired: &Snapshot) -> Result<Report, CommandError> {
-        let changes = self.replan(desired, false);
+        let names = self.replan(desired, false);
+        let mut changes = Vec::new();
+        for plan in &mut self.plans {
+            let (changed, refused) = plan.update(desired, names.iter().cloned());
+            changes.push(changed);
+            self.refused.extend(refused.into_iter().map(|(name, reason)| (name, reason.to_string())));
+        }
         let kernel = self.kernel()?;
         transaction::commit(&changes, kernel.batch_size(), |step| kernel.run(&step))?;
         let changed = changes.iter().map(Changes::len).sum();
@@ -151,7 +157,11 @@ impl Iptables {
                 repaired.extend(readback::compare(plan, &saved.listing(plan.style().family)).1);
             }
         }
-        self.replan(desired, true);
+        let names = self.replan(desired, true);
+        for plan in &mut self.plans {
+            let refused = plan.set(desired, names.iter().cloned());
+            self.refused.extend(refused.into_iter().map(|(name, reason)| (name, reason.to_string())));
+        }
         let changes = self.compare(&saved);
         drop(saved);
         let changed = changes.iter().map(Changes::len).sum::<usize>().saturating_sub(repaired.len());
@@ -173,8 +183,8 @@ impl Iptables {
         plans.map(|(plan, saved)| readback::compare(plan, &saved.listing(plan.style().family)).0).collect()
     }
 
-    /// Brings the plans to what is desired; what could not be realised is tried again if `tries_again`.
-    fn replan(&mut self, desired: &Snapshot, tries_again: bool) -> Vec<Changes> {
+    /// Which Service ports are to be placed anew; what could not be realised is tried again if `tries_again`.
+    fn replan(&mut self, desired: &Snapshot, tries_again: bool) -> BTreeSet<ServicePortName> {
         let planned = std::mem::replace(&mut self.planned, desired.clone());
         let changes = diff(&planned.service_ports, &desired.service_ports).map(|change| match change {
             Change::Added(name, _) | Change::Changed(name, ..) | Change::Removed(name, _) => name.clone(),
@@ -187,13 +197,7 @@ impl Iptables {
             names.extend(self.refused.keys().filter(|name| desired.service_ports.contains_key(*name)).cloned());
         }
         self.refused.retain(|name, _| !names.contains(name));
-        let mut all = Vec::new();
-        for plan in &mut self.plans {
-            let (changes, refused) = plan.update(desired, names.iter().cloned());
-            all.push(changes);
-            self.refused.extend(refused.into_iter().map(|(name, reason)| (name, reason.to_string())));
-        }
-        all
+        names
     }
 
     /// Returns whether all of it was taken.

@@ -90,6 +90,27 @@ impl Plan {
         desired: &Snapshot,
         names: impl IntoIterator<Item = ServicePortName>,
     ) -> (Changes, Vec<(ServicePortName, Refusal)>) {
+        let (old_style, old_trees) = (self.style.clone(), self.trees.clone());
+        let mut edit = Edit::default();
+        let refused = self.replace(desired, names, &mut edit);
+        (self.changes(edit, &old_style, &old_trees), refused)
+    }
+
+    /// The same where what it changes is not asked for: the kernel is read, and will be compared.
+    pub(crate) fn set(
+        &mut self,
+        desired: &Snapshot,
+        names: impl IntoIterator<Item = ServicePortName>,
+    ) -> Vec<(ServicePortName, Refusal)> {
+        self.replace(desired, names, &mut Edit::default())
+    }
+
+    fn replace(
+        &mut self,
+        desired: &Snapshot,
+        names: impl IntoIterator<Item = ServicePortName>,
+        edit: &mut Edit,
+    ) -> Vec<(ServicePortName, Refusal)> {
         let style = self.style.with(desired);
         let mut names: BTreeMap<ServicePortName, Option<Arc<ServicePort>>> = names
             .into_iter()
@@ -104,26 +125,26 @@ impl Plan {
                 names.entry(name.clone()).or_insert_with(|| Some(placed.clone()));
             }
         }
-        self.place(style, names)
+        self.place(style, names, edit)
     }
 
     /// Removes a Service port that the kernel does not take.
     pub(crate) fn refuse(&mut self, name: &ServicePortName) {
-        self.place(self.style.clone(), BTreeMap::from([(name.clone(), None)]));
+        self.place(self.style.clone(), BTreeMap::from([(name.clone(), None)]), &mut Edit::default());
     }
 
     fn place(
         &mut self,
         style: Style,
         names: BTreeMap<ServicePortName, Option<Arc<ServicePort>>>,
-    ) -> (Changes, Vec<(ServicePortName, Refusal)>) {
-        let (old_style, old_trees) = (mem::replace(&mut self.style, style), self.trees.clone());
-        let mut edit = Edit::default();
+        edit: &mut Edit,
+    ) -> Vec<(ServicePortName, Refusal)> {
+        let old_style = mem::replace(&mut self.style, style);
         // All go before any comes, because a frontend may move from one to another.
         for name in names.keys() {
             if let Some(old) = self.placed.remove(name) {
                 let objects = service::objects(&old, &old_style);
-                self.take_out(&objects, &mut edit);
+                self.take_out(&objects, edit);
                 edit.before.insert(name.clone(), objects.own);
             }
         }
@@ -135,12 +156,11 @@ impl Plan {
                 refused.push((name, Refusal::Frontend(frontend)));
                 continue;
             }
-            self.put_in(&objects, &mut edit);
+            self.put_in(&objects, edit);
             edit.after.insert(name.clone(), objects.own);
             self.placed.insert(name, wanted);
         }
-        let changes = self.changes(edit, &old_style, &old_trees);
-        (changes, refused)
+        refused
     }
 
     fn taken(&self, objects: &Objects) -> Option<String> {
