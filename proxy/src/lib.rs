@@ -103,6 +103,7 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let (updates, received) = mpsc::channel(UPDATES);
     let (desired, newest) = watch::channel(None);
     let sync = Sync::new(backend, config.sync_period, metrics.clone(), health.clone());
+    let sync = sync.taking_over(move || backend::leave_others(mode));
     let listen_on = match config.nodeport_addresses.is_empty() {
         true => ListenOn::All,
         false => ListenOn::NodePortAddresses,

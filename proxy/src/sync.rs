@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tollgate_model::snapshot::Snapshot;
 
-use crate::backend::{Backend, Report, Scope};
+use crate::backend::{self, Backend, Mode, Report, Scope};
 use crate::conntrack::Cleaner;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -42,9 +42,14 @@ pub struct Sync {
     next_full: Instant,
     backoff: Option<<ExponentialBuilder as BackoffBuilder>::Backoff>,
     cleaner: Cleaner,
+    /// Removes what a mode before this one has left; `None` once that is done.
+    leave_others: Option<LeaveOthers>,
     /// What the kernel holds, as far as is known.
     applied: watch::Sender<Option<Snapshot>>,
 }
+
+/// Removes what other modes have left; fails with what may be left, and why.
+type LeaveOthers = Box<dyn FnMut() -> Result<(), Vec<(Mode, backend::Error)>> + Send>;
 
 /// Why the loop woke.
 enum Wake {
@@ -67,8 +72,19 @@ impl Sync {
             next_full: Instant::now(),
             backoff: None,
             cleaner: Cleaner::new(),
+            leave_others: None,
             applied: watch::Sender::new(None),
         }
+    }
+
+    /// Calls this after the first full sync that succeeds, and after later ones until it succeeds too.
+    #[must_use]
+    pub fn taking_over(
+        mut self,
+        leave_others: impl FnMut() -> Result<(), Vec<(Mode, backend::Error)>> + Send + 'static,
+    ) -> Self {
+        self.leave_others = Some(Box::new(leave_others));
+        self
     }
 
     /// What the kernel holds, after each sync that succeeded: the snapshot but for Service ports that could not be realised.
@@ -161,8 +177,25 @@ impl Sync {
         self.cleaner.owe(report.stale);
         let applied = desired.snapshot.without(report.refused.iter().map(|(name, _)| name));
         self.applied.send_replace(Some(applied));
+        if scope == Scope::Full {
+            self.leave_others();
+        }
         self.clean_flows();
         Ok(())
+    }
+
+    /// `mode-switch-clean`: after this mode's rules are in place, so that there is no moment without any.
+    fn leave_others(&mut self) {
+        let Some(leave) = &mut self.leave_others else { return };
+        match leave() {
+            Ok(()) => self.leave_others = None,
+            Err(errors) => {
+                for (mode, error) in errors {
+                    let error = chain(&error);
+                    tracing::warn!(%mode, error, "cannot remove what another mode may have left; `tollgate-proxy cleanup` tries too");
+                }
+            }
+        }
     }
 
     fn account(&self, scope: Scope, elapsed: Duration, report: &Report, desired: &Desired) {
@@ -349,7 +382,7 @@ mod tests {
     }
 
     fn failure() -> Error {
-        Error::Nftables(crate::backend::nftables::Error::for_test())
+        Error::Nftables(backend::nftables::Error::for_test())
     }
 
     const LONG: Duration = Duration::from_hours(1);

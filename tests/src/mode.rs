@@ -62,6 +62,12 @@ impl Mode {
         Self::ALL.iter().copied().find(|mode| mode.name == name)
     }
 
+    /// A backend that a node of this kind can be switched to.
+    pub fn successor(self) -> Self {
+        let other = Self::ALL.iter().find(|other| other.proxy_mode != self.proxy_mode);
+        *other.expect("there is more than one --proxy-mode")
+    }
+
     /// Its name in the names of trials.
     pub fn name(self) -> &'static str {
         self.name

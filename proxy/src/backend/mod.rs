@@ -208,6 +208,20 @@ pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backe
     }
 }
 
+/// Removes what modes other than this one have left on the node; what is not there is no error. Tries every mode.
+///
+/// To be called once this mode's rules are in place: which of the two translates a connection makes no difference then, and
+/// connections that are established go on by the hooks of this mode.
+///
+/// # Errors
+/// One for each mode of which something may be left.
+pub fn leave_others(mode: Mode) -> Result<(), Vec<(Mode, Error)>> {
+    let clean = |other| open_for_cleanup(other, NodeConfig::default())?.cleanup();
+    let others = Mode::ALL.into_iter().filter(|other| *other != mode);
+    let errors: Vec<_> = others.filter_map(|other| Some((other, clean(other).err()?))).collect();
+    if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
 impl NodeConfig {
     /// The mark that kube-proxy asks to masquerade with by default: bit 14.
     pub const MASQUERADE_MARK: u32 = 1 << 14;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use tollgate_lab::process::Program;
-use tollgate_lab::{Cluster, Family, Mode, NetNs, Protocol, Tollgate, Topology, eventually, run_on};
+use tollgate_lab::{Cluster, Family, Load, Mode, NetNs, Protocol, Tollgate, Topology, eventually, run_on};
 
 use crate::Case;
 use crate::scene::{Client, Scene, Stage};
@@ -13,6 +13,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("cleanup-complete", Case::Own(cleanup_complete)),
     ("drift-repaired", Case::Own(drift_repaired)),
     ("kill-then-start-converges", Case::Own(kill_then_start_converges)),
+    ("mode-switch-clean", Case::Own(mode_switch_clean)),
 ];
 
 /// Somebody else's rules, with names, hooks, marks and priorities as near to ours as can be.
@@ -221,4 +222,44 @@ fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
     let reply = client.impatient().tcp(goes);
     ensure!(reply.answer().is_err(), "a Service that was deleted meanwhile still answers: {reply}");
     Ok(())
+}
+
+/// Node 1 goes over to another mode, under a stream of connections and with one that stays open.
+fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
+    let (before, after) = (stage.mode, stage.mode.successor());
+    let scene = stage.scene()?;
+    scene.apply([scene.web().into(), scene.ready("web", &["pod-1b", "pod-2a", "pod-2b"]).into()])?;
+    let vip = scene.vip("web", 80)?;
+    let mut held = scene.probe(Client::Pod("pod-1a")).open(vip)?;
+    let clients = [scene.pod("pod-1a").netns(), scene.pod("pod-1b").netns(), scene.cluster().node(1).netns()];
+    let load = Load::start(vip, clients, 1200);
+    load.run_for(3_400)?;
+    let node = scene.cluster().node(1).netns().clone();
+    ensure!(!ours(&node, before)?.is_empty(), "there is nothing of {before} to begin with");
+    stage.lab.proxy(1).stop()?;
+    stage.lab.proxy(1).set_flag("--proxy-mode", after.proxy_mode());
+    stage.lab.start_proxy(1)?;
+    eventually("the other mode's rules to be gone", || {
+        let left = of_mode(before, ours(&node, before)?);
+        ensure!(left.is_empty(), "there is\n{}", left.join("\n"));
+        Ok(())
+    })?;
+    ensure!(!of_mode(after, ours(&node, after)?).is_empty(), "there is nothing of {after}");
+    load.run_for(3_400)?;
+    held.ping().context("the connection that was open before the switch")?;
+    stage.scene()?.set_ready("web", &["pod-2a"])?;
+    let one = stage.scene()?.probe(Client::Pod("pod-1a")).spread(Protocol::Tcp, vip, 64);
+    one.ensure_only(&["pod-2a"])?;
+    load.run_for(3_400)?;
+    let counters = load.stop();
+    println!("mode-switch-clean: {counters}");
+    counters.ensure_none_failed()?;
+    ensure!(counters.answered >= 10_000, "too few for the claim: {counters}");
+    Ok(())
+}
+
+/// The lines that only this mode writes: the other's are as ours as these.
+fn of_mode(mode: Mode, lines: Vec<String>) -> Vec<String> {
+    let is_nftables = |line: &String| !line.contains("TOLLGATE") && !line.contains("TG-");
+    lines.into_iter().filter(|line| is_nftables(line) == (mode.proxy_mode() == "nftables")).collect()
 }

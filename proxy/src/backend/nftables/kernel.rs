@@ -126,6 +126,12 @@ impl Kernel {
 
     /// Deletes a family's table with all that is in it, if there is one.
     pub(crate) fn delete(&self, family: IpFamily) -> Result<(), Error> {
+        match self.socket.borrow_mut().has_table(table(family)) {
+            Ok(true) => {}
+            // A kernel without nf_tables has none: it knows no such request (`nfnetlink_rcv_msg`).
+            Ok(false) | Err(Failure::Refused { errno: Errno::EINVAL | Errno::EOPNOTSUPP, .. }) => return Ok(()),
+            Err(failure) => return Err(error(failure, "look for a table")),
+        }
         let mut batch = Batch::new();
         // Deleting one that is not there is an error, adding one that is there is none.
         batch.add_table(table(family));
