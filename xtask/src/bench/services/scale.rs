@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tollgate_lab::object;
-use tollgate_lab::{Cluster, ControlPlane, Family, Mode, NetNs, Proxy, Topology};
+use tollgate_lab::{Cluster, ControlPlane, Family, Mode, NetNs, Proxy, Tollgate, Topology};
 
 use super::memory::{Memory, Watch};
 use super::server::{self, PORTS, ask_within};
@@ -60,6 +60,7 @@ impl Scale {
             cluster.node(1).netns().links()?.add_route(net, pod.ip(Family::V4))?;
             server::start(pod.netns())?;
         }
+        Tollgate::prepare(&cluster, mode)?;
         let control_plane = ControlPlane::start(cluster.control_host())?;
         let proxy = Proxy::new(cluster.node(1), mode, &control_plane.url(), &[])?;
         let mut this = Self { memory: None, proxy, control_plane, cluster, bare, vips: Vec::new() };
