@@ -78,7 +78,8 @@ pub(crate) fn ensure_isolated() -> Result<()> {
     Ok(())
 }
 
-fn try_isolate() -> Result<()> {
+/// As [`isolate`], for a program that has something else to say where a privilege is missing.
+pub fn try_isolate() -> Result<()> {
     let threads = fs::read_dir("/proc/self/task").context("can't list this process's threads")?.count();
     ensure!(threads == 1, "it must come first in main, but {threads} threads are running");
     let _ = PROGRAM.set(own_program()?);

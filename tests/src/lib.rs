@@ -51,7 +51,7 @@ pub use address::Family;
 pub use client::Client;
 pub use cluster::{Cluster, Host, Node, Pod, Topology};
 pub use control_plane::ControlPlane;
-pub use isolate::{isolate, own_program};
+pub use isolate::{isolate, own_program, try_isolate};
 pub use load::{Counters, Load};
 pub use mode::Mode;
 pub use netns::NetNs;

@@ -10,6 +10,7 @@ mod demo;
 mod mutants;
 mod setup;
 mod test;
+mod vm;
 
 /// Tollgate's developer commands. Each does its own set-up first.
 #[derive(Parser)]
@@ -26,6 +27,7 @@ enum Command {
     Demo(demo::Args),
     Test(test::Args),
     Mutants(mutants::Args),
+    Vm(vm::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Mutants(args) => mutants::run(&args),
+        Command::Vm(args) => return vm::run(&args),
     };
     match result {
         Ok(code) => code,

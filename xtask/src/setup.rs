@@ -12,6 +12,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
+use crate::vm;
+
 /// Where the packages that were installed by this command are written down, a name a line.
 const RECORD: &str = "/var/lib/tollgate-setup/packages";
 
@@ -116,7 +118,7 @@ pub(crate) fn ensure(mode: Mode, yes: bool) -> Result<()> {
 }
 
 /// Asks once on a terminal; without one, or where it was answered before, goes on.
-fn confirm(question: &str, yes: bool) -> Result<()> {
+pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
     if yes || !io::stdin().is_terminal() {
         return Ok(());
     }
@@ -145,9 +147,12 @@ fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn remove(yes: bool) -> Result<()> {
+    let has_unpacked = vm::remove()?;
     let record = recorded()?;
     if record.is_empty() {
-        println!("setup: nothing was installed by this command");
+        if !has_unpacked {
+            println!("setup: nothing was installed by this command");
+        }
         return Ok(());
     }
     println!("setup: removes {}", record.iter().cloned().collect::<Vec<_>>().join(" "));
@@ -213,7 +218,7 @@ fn apt_get(args: &[&str]) -> Result<()> {
 }
 
 /// Where a program is, by PATH and then where administrators' programs are.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(SBIN.iter().map(PathBuf::from))
