@@ -15,6 +15,7 @@
 //! | module | what it owns |
 //! |---|---|
 //! | [`isolate()`] | this process's own namespaces; nothing outlives it |
+//! | [`cgroup`], [`bpffs`] | one cgroup, and one place for pinned eBPF objects, for each node |
 //! | [`netns`], [`link`] | one network namespace; its links, addresses and routes |
 //! | [`address`], [`cluster`] | who has which address; nodes, pods, outside hosts |
 //! | [`server`], [`probe`], [`load`] | what runs in pods; one dial; a stream of dials |
@@ -27,6 +28,8 @@
 
 pub mod address;
 pub mod binary;
+pub mod bpffs;
+pub mod cgroup;
 pub mod client;
 pub mod cluster;
 pub mod control_plane;

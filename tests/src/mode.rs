@@ -13,6 +13,8 @@ pub struct Mode {
     proxy_mode: &'static str,
     /// Which `iptables` the node uses, if it uses any: `nft` or `legacy`.
     iptables: &'static str,
+    /// Whether its programs are attached to the node's cgroup and pinned, so that the proxy must be told where.
+    is_attached: bool,
     /// Commands that make a node one of the kind that this is for, run on each before its proxy starts.
     prepare: &'static [&'static str],
     /// Commands that spoil what the backend has put into the kernel, each in a way of its own; `{ip}` is `ip` or `ip6`.
@@ -26,6 +28,7 @@ impl Mode {
             name: "nftables",
             proxy_mode: "nftables",
             iptables: "nft",
+            is_attached: false,
             prepare: &[],
             vandalism: &[
                 "nft delete table {ip} tollgate",
@@ -37,6 +40,7 @@ impl Mode {
             name: "iptables",
             proxy_mode: "iptables",
             iptables: "nft",
+            is_attached: false,
             prepare: &["iptables-nft -t mangle -N KUBE-IPTABLES-HINT"],
             vandalism: &[
                 "{ip}tables-nft -t nat -F",
@@ -48,6 +52,7 @@ impl Mode {
             name: "iptables-legacy",
             proxy_mode: "iptables",
             iptables: "legacy",
+            is_attached: false,
             prepare: &["iptables-legacy --wait 10 -t mangle -N KUBE-IPTABLES-HINT"],
             vandalism: &[
                 "{ip}tables-legacy --wait 10 -t nat -F",
@@ -81,6 +86,11 @@ impl Mode {
     /// The node's iptables for a family, such as `ip6tables-legacy`.
     pub fn iptables(self, family: Family) -> String {
         format!("{}tables-{}", ip(family), self.iptables)
+    }
+
+    /// Whether its programs are attached to the node's cgroup and pinned, so that the proxy must be told where.
+    pub fn is_attached(self) -> bool {
+        self.is_attached
     }
 
     /// Commands that make a node one of the kind that this mode is for.

@@ -2,8 +2,8 @@
 //!
 //! Each has a thread of its own that never leaves it. Whatever must be made inside (sockets, child processes) is made
 //! by a closure on that thread; a socket then stays in its namespace, whoever uses it. A thread, and not a guard that
-//! moves the caller in and out, because a child process dies with the thread that made it, and because a thread can
-//! also be put into a cgroup, which its sockets then belong to.
+//! moves the caller in and out, because a child process dies with the thread that made it, and because the thread of a
+//! node's namespace, or of its pods', is in the node's [cgroup](crate::cgroup), which its sockets then belong to.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
@@ -19,6 +19,7 @@ use nix::sys::socket::sockopt::{Ipv4RecvErr, Ipv6RecvErr};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::oneshot;
 
+use crate::cgroup::Cgroup;
 use crate::isolate;
 use crate::link::Links;
 
@@ -41,6 +42,11 @@ struct Inner {
 impl NetNs {
     /// A new namespace with its loopback device up; `name` is for people.
     pub fn new(name: impl Into<String>) -> Result<Self> {
+        Self::new_within(name, None)
+    }
+
+    /// As [`NetNs::new`]; what is made inside belongs to `cgroup`.
+    pub(crate) fn new_within(name: impl Into<String>, cgroup: Option<Arc<Cgroup>>) -> Result<Self> {
         isolate::ensure_isolated()?;
         let name = name.into();
         let (jobs, inbox) = mpsc::channel::<Job>();
@@ -48,16 +54,16 @@ impl NetNs {
         let thread = thread::Builder::new()
             .name(format!("ns-{name}"))
             .spawn(move || {
-                let file = unshare(CloneFlags::CLONE_NEWNET)
-                    .context("can't make a network namespace (CAP_SYS_ADMIN is needed)")
-                    .and_then(|()| {
-                        File::open("/proc/thread-self/ns/net").context("can't open /proc/thread-self/ns/net")
-                    });
+                let file = enter_new(cgroup.as_deref());
                 let made = file.is_ok();
                 // The other end waits for exactly this one message.
                 let _ = ready.send(file);
                 if made {
                     inbox.into_iter().for_each(|job: Job| job());
+                }
+                // Before this thread lets go of the cgroup: it can be removed when nobody is in it.
+                if let Some(Err(error)) = cgroup.as_ref().map(|cgroup| cgroup.leave()) {
+                    eprintln!("{error:#}");
                 }
             })
             .context("can't start a thread")?;
@@ -155,6 +161,13 @@ impl NetNs {
         let jobs = self.0.jobs.as_ref().expect("the channel is there until drop");
         jobs.send(Box::new(job)).map_err(|_| anyhow!("gone")).expect("the thread lives until drop");
     }
+}
+
+/// Puts the calling thread into a namespace of its own, and into a cgroup.
+fn enter_new(cgroup: Option<&Cgroup>) -> Result<File> {
+    cgroup.map_or(Ok(()), Cgroup::enter)?;
+    unshare(CloneFlags::CLONE_NEWNET).context("can't make a network namespace (CAP_SYS_ADMIN is needed)")?;
+    File::open("/proc/thread-self/ns/net").context("can't open /proc/thread-self/ns/net")
 }
 
 impl Drop for Inner {

@@ -21,6 +21,8 @@ use crate::runtime::block_on;
 
 const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10256);
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
+/// The flag that says where eBPF objects are pinned.
+const BPF_ROOT: &str = "--bpf-root";
 /// Everything up to this revision is in the kernel.
 const APPLIED_REVISION: &str = "tollgate_applied_revision";
 
@@ -38,7 +40,6 @@ impl Proxy {
         let (ips, lock) = (node.addresses().to_string(), format!("{SCRATCH}/xtables-{}.lock", node.netns().raw_fd()));
         let (pods, services) = (address::flag(address::cluster_cidr), address::flag(address::service_cidr));
         let flags = [
-            ("--proxy-mode", mode.proxy_mode()),
             ("--control-plane", control_plane),
             ("--node-name", node.name()),
             ("--node-ip", &ips),
@@ -57,8 +58,20 @@ impl Proxy {
             netns: node.netns().clone(),
         };
         let mut this = Self { process: None, program, log: Log::default() };
+        this.set_mode(node, mode)?;
         flags.iter().chain(extra).for_each(|(flag, value)| this.set_flag(flag, value));
         Ok(this)
+    }
+
+    /// Says which mode it runs in on its node, from its next start on. Where an earlier mode has pinned objects, it is still
+    /// told, so that it can take over from that.
+    pub fn set_mode(&mut self, node: &Node, mode: Mode) -> Result<()> {
+        self.set_flag("--proxy-mode", mode.proxy_mode());
+        if mode.is_attached() {
+            let flags = [("--cgroup", node.cgroup()?), (BPF_ROOT, node.bpf_root()?)];
+            flags.iter().for_each(|(flag, path)| self.set_flag(flag, &path.display().to_string()));
+        }
+        Ok(())
     }
 
     /// Gives a flag a value for the next start, in the place of the one that it had.
@@ -84,8 +97,7 @@ impl Proxy {
 
     /// Takes a flag away for the next start.
     pub fn unset_flag(&mut self, flag: &str) {
-        let is_it = |argument: &String| argument.split_once('=').is_some_and(|(name, _)| name == flag);
-        self.program.arguments.retain(|argument| !is_it(argument));
+        self.program.arguments.retain(|argument| !is_flag(argument, flag));
     }
 
     /// Starts it, without waiting for anything.
@@ -135,9 +147,10 @@ impl Proxy {
 
     /// Runs `tollgate-proxy cleanup` on the node.
     pub fn cleanup(&self) -> Result<(ExitStatus, String)> {
+        let pins = self.program.arguments.iter().filter(|argument| is_flag(argument, BPF_ROOT));
         let program = Program {
             name: format!("cleanup of {}", self.program.name),
-            arguments: vec!["cleanup".into()],
+            arguments: std::iter::once("cleanup".to_owned()).chain(pins.cloned()).collect(),
             ..self.program.clone()
         };
         program.run()
@@ -186,6 +199,10 @@ impl Proxy {
             Ok(())
         })
     }
+}
+
+fn is_flag(argument: &str, flag: &str) -> bool {
+    argument.split_once('=').is_some_and(|(name, _)| name == flag)
 }
 
 /// Every node has a zone to itself.

@@ -85,6 +85,11 @@ impl Tollgate {
         &mut self.proxies[usize::from(number) - 1]
     }
 
+    /// Says which mode the proxy of a node runs in, from its next start on.
+    pub fn set_mode(&mut self, number: u8, mode: Mode) -> Result<()> {
+        self.proxies[usize::from(number) - 1].set_mode(self.cluster.node(number), mode)
+    }
+
     /// Starts the proxy of a node, and waits until its kernel has what the store has.
     pub fn start_proxy(&mut self, number: u8) -> Result<()> {
         self.proxy(number).start()?;

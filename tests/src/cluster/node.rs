@@ -1,12 +1,16 @@
 //! A node: an uplink to the fabric, a bridge for its pods, and the pods.
 
 use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use super::fabric::{self, Fabric};
 use super::pod::Pod;
 use crate::address::{self, DualStack, Family};
+use crate::bpffs::BpfFs;
+use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
 use crate::probe::Probe;
 use crate::server::Servers;
@@ -21,11 +25,16 @@ pub struct Node {
     pods: Vec<Pod>,
     number: u8,
     netns: NetNs,
+    bpffs: OnceLock<BpfFs>,
+    /// Or why there is none.
+    cgroup: Result<Arc<Cgroup>, String>,
 }
 
 impl Node {
     pub(super) fn new(fabric: &Fabric, number: u8, pods: u8) -> Result<Self> {
-        let netns = NetNs::new(format!("node-{number}"))?;
+        let name = format!("node-{number}");
+        let cgroup = Cgroup::new(&name).map_err(|error| format!("{error:#}"));
+        let netns = NetNs::new_within(name, cgroup.clone().ok())?;
         fabric::prepare(&netns)?;
         fabric::forward(&netns)?;
         fabric.attach(&netns, address::node(number))?;
@@ -37,8 +46,9 @@ impl Node {
         for net in address::second(number).nets(32, 128) {
             netns.links()?.add_address("lo", net)?;
         }
-        let pods = (0..pods).map(|n| Pod::new(&netns, number, n)).collect::<Result<Vec<_>>>()?;
-        Ok(Self { pods, number, netns })
+        let pods = (0..pods).map(|n| Pod::new(&netns, cgroup.as_ref().ok(), number, n));
+        let pods = pods.collect::<Result<Vec<_>>>()?;
+        Ok(Self { pods, number, netns, bpffs: OnceLock::new(), cgroup })
     }
 
     /// Its name, `node-N`.
@@ -54,6 +64,22 @@ impl Node {
     /// Its namespace.
     pub fn netns(&self) -> &NetNs {
         &self.netns
+    }
+
+    /// Its cgroup, which every socket and process belongs to that is made in its namespace or in those of its pods; fails
+    /// where the lab has no right to make cgroups.
+    pub fn cgroup(&self) -> Result<&Path> {
+        self.cgroup.as_deref().map(Cgroup::path).map_err(|why| anyhow!("{} has no cgroup: {why}", self.name()))
+    }
+
+    /// Where its eBPF objects are to be pinned: a folder that is not there yet, in a bpffs that no other node uses.
+    pub fn bpf_root(&self) -> Result<&Path> {
+        if self.bpffs.get().is_none() {
+            let mounted = BpfFs::mount(self.name())?;
+            // Somebody else may have been quicker: then this one is unmounted again.
+            let _ = self.bpffs.set(mounted);
+        }
+        Ok(self.bpffs.wait().tollgate())
     }
 
     /// Its pods.

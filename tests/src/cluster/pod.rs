@@ -1,12 +1,13 @@
 //! A pod: a namespace on its node's bridge, with servers in it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Result;
 
 use super::{fabric, node};
 use crate::address::{self, DualStack, Family};
+use crate::cgroup::Cgroup;
 use crate::netns::NetNs;
 use crate::probe::Probe;
 use crate::server::Servers;
@@ -21,8 +22,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    pub(super) fn new(node_netns: &NetNs, node: u8, number: u8) -> Result<Self> {
-        let netns = NetNs::new(format!("pod-{node}{}", char::from(b'a' + number)))?;
+    pub(super) fn new(node_netns: &NetNs, cgroup: Option<&Arc<Cgroup>>, node: u8, number: u8) -> Result<Self> {
+        let netns = NetNs::new_within(format!("pod-{node}{}", char::from(b'a' + number)), cgroup.cloned())?;
         let addresses = address::pod(node, number);
         fabric::prepare(&netns)?;
         fabric::attach(node_netns, node::BRIDGE, &netns, addresses.nets(24, 64), true)?;

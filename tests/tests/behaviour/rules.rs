@@ -237,7 +237,7 @@ fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
     let node = scene.cluster().node(1).netns().clone();
     ensure!(!ours(&node, before)?.is_empty(), "there is nothing of {before} to begin with");
     stage.lab.proxy(1).stop()?;
-    stage.lab.proxy(1).set_flag("--proxy-mode", after.proxy_mode());
+    stage.lab.set_mode(1, after)?;
     stage.lab.start_proxy(1)?;
     eventually("the other mode's rules to be gone", || {
         let left = of_mode(before, ours(&node, before)?);

@@ -1,5 +1,8 @@
 //! The lab itself: is it what the other tests take it for?
 
+mod bpf;
+mod cgroup;
+
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -7,6 +10,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use tollgate_api::v1::Key;
+use tollgate_lab::cgroup::of_the_lab;
 use tollgate_lab::harness::{judge, run};
 use tollgate_lab::object::{self, Service, Slice};
 use tollgate_lab::process::{Log, Program};
@@ -43,6 +47,16 @@ fn main() -> ExitCode {
     let trial =
         |&(name, case): &(&str, Case)| Trial::test(name, move || judge(&mut Cluster::new(Topology::default())?, case));
     let mut trials: Vec<_> = CASES.iter().map(trial).collect();
+    let cgroups = of_the_lab();
+    if let Err(why) = &cgroups {
+        println!("{why:#}");
+    }
+    // Not for want of something that could be installed: xtask counts these apart.
+    let trial_of_cgroups = |case| match &cgroups {
+        Ok(_) => trial(case),
+        Err(_) => trial(case).with_kind("this user may not make cgroups").with_ignored_flag(true),
+    };
+    trials.extend(cgroup::CASES.iter().map(trial_of_cgroups));
     trials.push(Trial::test("a_killed_caller_takes_everything_with_it", || {
         Ok(a_killed_caller_takes_everything_with_it().map_err(|error| format!("{error:#}"))?)
     }));
@@ -263,6 +277,9 @@ const VICTIM: &str = "TOLLGATE_LAB_VICTIM";
 fn victim() -> ExitCode {
     isolate();
     let _cluster = Cluster::new(Topology::default()).expect("a lab");
+    if std::env::var_os(VICTIM).is_some_and(|value| value == "ends") {
+        return ExitCode::SUCCESS;
+    }
     let mut child = Command::new("/bin/sleep").arg("1000").spawn().expect("sleep is everywhere");
     println!("ready");
     let _ = child.wait();
@@ -271,10 +288,11 @@ fn victim() -> ExitCode {
 
 fn a_killed_caller_takes_everything_with_it() -> Result<()> {
     use nix::sys::signal::Signal;
+    let own = tollgate_lab::own_program()?;
     for signal in [Signal::SIGKILL, Signal::SIGINT, Signal::SIGTERM] {
         // Processes other than this one that a lab has: caller, init, worker and what they started.
         let before = processes()?;
-        let mut command = Command::new(tollgate_lab::own_program()?);
+        let mut command = Command::new(&own);
         command.env(VICTIM, "1").stdout(std::process::Stdio::piped());
         // A shell's background job inherits that SIGINT is ignored, and these tests may run in one.
         // SAFETY: between fork and exec the closure makes two system calls, and allocates nothing.
@@ -295,6 +313,13 @@ fn a_killed_caller_takes_everything_with_it() -> Result<()> {
         eventually("everything inside to die", || {
             let left: Vec<_> = processes()?.into_iter().filter(|pid| !before.contains(pid)).collect();
             ensure!(left.is_empty(), "left after {signal}: {left:?}");
+            Ok(())
+        })?;
+    }
+    if of_the_lab().is_ok() {
+        cgroup::ensure_swept(|| {
+            let status = Command::new(&own).env(VICTIM, "ends").status()?;
+            ensure!(status.success(), "a lab that ends by itself: {status}");
             Ok(())
         })?;
     }
