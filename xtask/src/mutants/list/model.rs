@@ -1,49 +1,13 @@
-//! The mutants: for each rule a change that breaks it.
+//! Of the decisions that every mode shares.
 
-use std::fmt;
+use super::{Mutant, mutant};
 
-use anyhow::{Result, ensure};
-
-/// One change that breaks a rule.
-#[derive(Debug)]
-pub(super) struct Mutant {
-    /// The rule, and the beginning of the names of its cases.
-    pub(super) rule: &'static str,
-    /// The file, from the root of the tree.
-    pub(super) file: &'static str,
-    /// What stands in the file once.
-    find: &'static str,
-    /// What takes its place.
-    replace: &'static str,
-}
-
-impl fmt::Display for Mutant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}: `{}` becomes `{}`", self.rule, self.file, self.find, self.replace)
-    }
-}
-
-impl Mutant {
-    /// The file's text with the change.
-    pub(super) fn apply(&self, text: &str) -> Result<String> {
-        let count = text.matches(self.find).count();
-        ensure!(count == 1, "`{}` is {count} times in {}, and it must be there once", self.find, self.file);
-        Ok(text.replacen(self.find, self.replace, 1))
-    }
-}
-
-const fn mutant(rule: &'static str, file: &'static str, find: &'static str, replace: &'static str) -> Mutant {
-    Mutant { rule, file, find, replace }
-}
-
-const CHAIN: &str = "proxy/src/backend/nftables/chain.rs";
 const CLAIMS: &str = "proxy/model/src/store/claims.rs";
 const ENDPOINT: &str = "proxy/model/src/endpoint.rs";
-const FLOWS: &str = "proxy/src/conntrack/flow/mod.rs";
-const NFTABLES: &str = "proxy/src/backend/nftables/mod.rs";
+const KEPT: &str = "proxy/model/src/store/kept.rs";
+const NODE: &str = "proxy/model/src/node.rs";
 const OBJECT: &str = "proxy/model/src/object.rs";
 const OWN: &str = "proxy/model/src/store/own.rs";
-const PLAN: &str = "proxy/src/backend/nftables/plan.rs";
 const RESOLVE: &str = "proxy/model/src/store/resolve.rs";
 const SELECT: &str = "proxy/model/src/select.rs";
 const SERVICE: &str = "proxy/model/src/service.rs";
@@ -68,7 +32,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("topology-zone", SELECT, "hints.all(|hint| hint != Hint::Absent)", "hints.all(|_| true)"),
     mutant("topology-zone", SELECT, "hints.clone().any(|hint| hint == Hint::Here) && ", ""),
     mutant("topology-node", SELECT, "if holds(|candidate| candidate.node_hint) {", "if false && holds(|candidate| candidate.node_hint) {"),
-    mutant("no-local-drop", PLAN, "*kind == PoolKind::Local && has_endpoints_elsewhere", "false && *kind == PoolKind::Local && has_endpoints_elsewhere"),
     mutant("weights-equal", SELECT, "    candidates.dedup_by_key(|candidate| (candidate.ip, candidate.port));\n", "    let first = candidates.first().copied();\n    candidates.extend(first.map(|first| Candidate { port: first.port, ..first }));\n    candidates.sort_unstable();\n"),
     mutant("affinity-client-ip", RESOLVE, "session_affinity: service.session_affinity,", "session_affinity: crate::service::SessionAffinity::None,"),
     mutant("affinity-client-ip-timeout", SERVICE, "SessionAffinity::ClientIp { timeout: Duration::from_secs(timeout) }", "SessionAffinity::ClientIp { timeout: Duration::from_secs(timeout.max(60)) }"),
@@ -79,44 +42,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("lb-ipmode-proxy", SERVICE, r#"None | Some("" | "VIP") =>"#, r#"None | Some("" | "VIP" | "Proxy") =>"#),
     mutant("nodeport-addresses", OWN, "NodePortAddresses::Primary => primary.contains(&Some(*ip)),", "NodePortAddresses::Primary => true || primary.contains(&Some(*ip)),"),
     mutant("nodeport-addresses", OWN, "NodePortAddresses::Within(ranges) => is_in(ranges, ip),", "NodePortAddresses::Within(ranges) => true || is_in(ranges, ip),"),
-    mutant("udp-no-stale-flow", FLOWS, "all.into_iter().map(stale).filter(|stale| !stale.to.is_empty()).collect()", "all.into_iter().map(stale).filter(|stale| stale.to.len() > 100).collect()"),
-    mutant("udp-no-stale-flow", FLOWS, "        self.extend_node_ports([service_port], node_addresses.iter());\n", "        let _ = node_addresses;\n"),
-    mutant("udp-no-stale-flow", FLOWS, "(led_to.is_empty() && after.is_some()).then_some(dialled)", "(led_to.is_empty() && after.is_none()).then_some(dialled)"),
-    mutant("udp-no-stale-flow-serving-left-alone", FLOWS, "after.is_some_and(|after| serves(after, to))", "after.is_some_and(|after| serves(after, to) && false)"),
     mutant("tcp-terminating-drains", SELECT, "listed(candidates, |candidate| candidate.ready.0 && is_in_set(candidate))", "listed(candidates, |candidate| candidate.serves() && is_in_set(candidate))"),
-    mutant("invalid-dropped", NFTABLES, "let drops_invalid = !is_tcp_liberal();", "let drops_invalid = is_tcp_liberal();"),
     mutant("frontend-conflict", CLAIMS, "    pub(super) created: i64,\n    pub(super) service: NamespacedName,", "    pub(super) service: NamespacedName,\n    pub(super) created: i64,"),
     mutant("external-ip-cidrs", RESOLVE, ".filter(|ip| config.admits_external_ip(**ip))", ".filter(|ip| config.admits_external_ip(**ip) || true)"),
     mutant("health-node-port", SELECT, "candidate.ready.0 && !candidate.terminating && candidate.is_local.0", "candidate.serves() && candidate.is_local.0"),
     mutant("health-node-port", SELECT, "candidate.ready.0 && !candidate.terminating && candidate.is_local.0", "candidate.ready.0 && !candidate.terminating"),
-    mutant("external-local-shortcut", CHAIN, "            self.mark(is_node).goto(FixedChain::ExtShortcut.as_str()),\n", "            is_node,\n"),
-    mutant("external-local-shortcut", CHAIN, "self.is_local_pod(shortcut()).map(|rule| rule.goto(FixedChain::ExtShortcut.as_str()));", "self.is_local_pod(shortcut());"),
-    mutant("no-endpoints-reject", CHAIN, "rule(\"no-endpoints-reject\").protocol(Protocol::Tcp).reset(),\n                rule(\"no-endpoints-reject\").reject(self.family),", "rule(\"no-endpoints-reject\").drop(),"),
-    mutant("unknown-port-on-vip", CHAIN, "                .goto(FixedChain::Refuse.as_str()),\n            rule(\"unallocated", "                .drop(),\n            rule(\"unallocated"),
-    mutant("unallocated-vip-drop", CHAIN, ".within([self.daddr()], SetName::ServiceCidrs.as_str()).drop(),", ".within([self.daddr()], SetName::ServiceCidrs.as_str()),"),
-    mutant("even-spread", CHAIN, "[self.dnat_to_slot(protocol, count), rule(\"no-gap", "[self.dnat_to_slot(protocol, count.next_power_of_two()), rule(\"no-gap"),
-    mutant("affinity-client-ip-clock", CHAIN, "            remember(),\n            self.dnat_to_ref(pool, protocol),\n            // Forgotten", "            self.dnat_to_ref(pool, protocol),\n            // Forgotten"),
-    mutant("affinity-dead-endpoint", CHAIN, "            known(\"affinity-dead-endpoint\").delete(affinity, client(), word()),\n", ""),
-    mutant("hairpin", CHAIN, ".within([self.saddr(), self.daddr()], SetName::Hairpin.as_str())\n                .masquerade(),", ".within([self.saddr(), self.daddr()], SetName::Hairpin.as_str()),"),
-    mutant("pod-source-kept", CHAIN, "self.is_local_pod(rule(\"pod-source-kept\")).map(Rule::ret);", "self.is_local_pod(rule(\"pod-source-kept\"));"),
-    mutant("off-cluster-masquerade", CHAIN, ".then(|| self.mark(rule(\"off-cluster-masquerade\")));", ".then(|| rule(\"off-cluster-masquerade\"));"),
-    mutant("masquerade-all", CHAIN, "return vec![self.mark(rule(\"masquerade-all\"))];", "return vec![rule(\"masquerade-all\")];"),
-    mutant("external-cluster-masquerade", CHAIN, "self.mark(rule(\"external-cluster-masquerade\")),", "rule(\"external-cluster-masquerade\"),"),
-    mutant("external-policy-local", CHAIN, "rule(\"external-policy-local\").set(Meta::Priority, pool_word(PoolKind::Local)),", "rule(\"external-policy-local\").set(Meta::Priority, pool_word(PoolKind::Cluster)),"),
-    mutant("lb-source-ranges", CHAIN, ".outside([word().big_endian(), self.saddr()], SetName::LbRanges.as_str())\n                    .drop(),", ".outside([word().big_endian(), self.saddr()], SetName::LbRanges.as_str()),"),
-    mutant("invalid-dropped", CHAIN, ".unequal(Term::from(Ct::State) & CT_STATE_INVALID, 0).drop()]", ".unequal(Term::from(Ct::State) & CT_STATE_INVALID, 0)]"),
+    mutant("terminating-fallback", SELECT, "    if !ready.is_empty() {\n        return ready;", "    if !ready.is_empty() || candidates.iter().any(|candidate| candidate.ready.0) {\n        return ready;"),
+    mutant("topology-zone", SELECT, "chosen(&candidates, |candidate| candidate.is_local.0)", "chosen(&candidates, |candidate| candidate.is_local.0 && candidate.is_within(narrowing))"),
+    mutant("topology-zone", SELECT, "candidates.iter().filter(|candidate| candidate.ready.0).map(hint)", "candidates.iter().map(hint)"),
+    mutant("topology-node", SELECT, "    } else if holds(|candidate| candidate.zone_hint) {", "    } else if candidates.iter().all(|it| it.node_hint == Hint::Absent) && holds(|candidate| candidate.zone_hint) {"),
+    mutant("frontend-conflict", CLAIMS, "    pub(super) ground: Ground,\n    pub(super) created: i64,\n", "    pub(super) created: i64,\n    pub(super) ground: Ground,\n"),
+    mutant("frontend-conflict", CLAIMS, "claimants.first().filter(|_| at == 0).map(|heir| heir.service.clone())", "claimants.first().filter(|_| at > 0).map(|heir| heir.service.clone())"),
+    mutant("removed-frontend-closes", STORE, "            service_ports.remove(&key);\n", "            let _ = key;\n"),
+    mutant("source-lost-keeps-serving", STORE, "        if self.waits_for().next().is_some() {\n            return None;\n        }\n", ""),
+    mutant("source-lost-keeps-serving", KEPT, "self.held.keys().filter(|name| !incoming.contains_key(name))", "self.held.keys().filter(|name| !incoming.contains_key(name) && false)"),
+    mutant("lb-source-ranges-family", SERVICE, "ranges.iter().any(|range| range.prefix_len() == 0)", "ranges.iter().all(|range| range.prefix_len() == 0)"),
+    mutant("nodeport-addresses-localhost", OWN, "!is_unusable(*ip) && is_chosen(ip)", "is_chosen(ip)"),
+    mutant("health-node-port", RESOLVE, "ready.collect::<BTreeSet<_>>().len()", "ready.count()"),
+    mutant("healthz", NODE, "taints.any(|taint| taint.key == TO_BE_DELETED_TAINT)", "taints.any(|taint| taint.key.is_empty())"),
 ];
-
-#[cfg(test)]
-mod tests {
-    use super::super::tree;
-    use super::*;
-
-    #[test]
-    fn every_mutant_fits_the_tree() {
-        for mutant in MUTANTS {
-            let text = tree::read(mutant.file).unwrap();
-            assert_ne!(mutant.apply(&text).unwrap(), text, "{mutant}");
-        }
-    }
-}
