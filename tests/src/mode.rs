@@ -19,7 +19,18 @@ pub struct Mode {
     prepare: &'static [&'static str],
     /// Commands that spoil what the backend has put into the kernel, each in a way of its own; `{ip}` is `ip` or `ip6`.
     vandalism: &'static [&'static str],
+    /// A script of bash that keeps the backend from writing for as long as it runs; `{ip}` as above.
+    obstacle: &'static str,
 }
+
+/// Somebody else's program holds our table: only it may change it then (`NFT_TABLE_F_OWNER`), and with it the table goes.
+const OWNED_TABLE: &str =
+    "exec nft -i < <(echo 'delete table {ip} tollgate; add table {ip} tollgate { flags owner; }'; exec sleep 600)";
+/// The same of the table that all users of iptables share.
+const OWNED_NAT: &str =
+    "exec nft -i < <(echo 'delete table {ip} nat; add table {ip} nat { flags owner; }'; exec sleep 600)";
+/// Somebody else's `iptables` does not let go of the lock of them all.
+const LOCK: &str = "exec 9> $XTABLES_LOCKFILE; flock 9; exec sleep 600";
 
 impl Mode {
     /// Every backend that the behaviour is tested on.
@@ -35,6 +46,7 @@ impl Mode {
                 "nft flush chain {ip} tollgate prerouting",
                 "nft flush map {ip} tollgate frontends",
             ],
+            obstacle: OWNED_TABLE,
         },
         Self {
             name: "iptables",
@@ -47,6 +59,7 @@ impl Mode {
                 "{ip}tables-nft -t nat -D PREROUTING -j TOLLGATE-SERVICES",
                 "{ip}tables-nft -t nat -F TOLLGATE-CLUSTER",
             ],
+            obstacle: OWNED_NAT,
         },
         Self {
             name: "iptables-legacy",
@@ -59,6 +72,7 @@ impl Mode {
                 "{ip}tables-legacy --wait 10 -t nat -D PREROUTING -j TOLLGATE-SERVICES",
                 "{ip}tables-legacy --wait 10 -t nat -F TOLLGATE-CLUSTER",
             ],
+            obstacle: LOCK,
         },
     ];
 
@@ -101,6 +115,12 @@ impl Mode {
     /// Commands that spoil what the backend has put into the kernel for a family.
     pub fn vandalism(self, family: Family) -> impl Iterator<Item = String> {
         self.vandalism.iter().map(move |command| command.replace("{ip}", ip(family)))
+    }
+
+    /// A script of bash that keeps the backend from writing what differs, for as long as it runs, in the environment of the
+    /// node's proxy.
+    pub fn obstacle(self, family: Family) -> String {
+        self.obstacle.replace("{ip}", ip(family))
     }
 }
 

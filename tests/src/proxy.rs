@@ -156,6 +156,17 @@ impl Proxy {
         program.run()
     }
 
+    /// Starts a script of bash on the node, in the same environment.
+    pub fn start_beside(&self, script: &str) -> Result<Process> {
+        let program = Program {
+            name: format!("`{script}` beside {}", self.program.name),
+            path: "bash".into(),
+            arguments: vec!["-c".into(), script.into()],
+            ..self.program.clone()
+        };
+        program.start(&self.log)
+    }
+
     /// What it wrote, over all its runs.
     pub fn log(&self) -> &Log {
         &self.log
