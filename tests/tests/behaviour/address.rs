@@ -1,7 +1,8 @@
 //! Addresses on packets.
 
 use anyhow::{Result, ensure};
-use tollgate_lab::{Cluster, Tollgate, Topology};
+use serde_json::{Value, json};
+use tollgate_lab::{Cluster, Protocol, Tollgate, Topology};
 
 use crate::Case;
 use crate::scene::{At, Client, Scene, Stage};
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("off-cluster-masquerade", Case::Table(off_cluster_masquerade)),
     ("getpeername-vip", Case::Table(getpeername_vip)),
     ("getpeername-vip-external", Case::Table(getpeername_vip_external)),
+    ("getpeername-vip-node-endpoint", Case::Own(getpeername_vip_node_endpoint)),
     ("same-bridge-reply", Case::Own(same_bridge_reply)),
 ];
 
@@ -82,6 +84,30 @@ fn getpeername_vip_external(scene: &Scene<'_>) -> Table {
         .given(scene.exposed("local").external_local())
         .given(scene.ready("local", &["pod-1b"]))
         .at(At::EXTERNAL, clients, ("local", 80), Expect::DialledPeer)
+}
+
+/// An endpoint that is a process of a node, as the API server's are: by every frontend, also from that node itself.
+fn getpeername_vip_node_endpoint(stage: &mut Stage) -> Result<()> {
+    let scene = stage.scene()?;
+    let (here, there) = (scene.cluster().node(1), scene.cluster().node(2));
+    let _servers = (here.start_servers()?, there.start_servers()?);
+    for (name, node) in [("here", here), ("there", there)] {
+        let mut slice = Value::from(scene.ready(name, &["pod-1a"]));
+        slice["endpoints"][0]["addresses"] = json!([node.ip(scene.family)]);
+        slice["endpoints"][0]["nodeName"] = json!(node.name());
+        scene.apply([scene.exposed(name).into(), slice])?;
+    }
+    let clients = [Client::Pod("pod-1a"), Client::Pod("pod-2a"), Client::Node(1), Client::Node(2), Client::Outside];
+    // TCP alone: a UDP server that listens on every address answers a pod under that of the bridge, whoever was asked.
+    let dials = At::ALL.into_iter().flat_map(|at| clients.map(|client| (client, at)));
+    let table = dials.fold(Table::new(), |table, (client, at)| {
+        table
+            .row(client, Protocol::Tcp, at.of("here", 80), Expect::Only(&["node-1"]))
+            .row(client, Protocol::Tcp, at.of("here", 80), Expect::DialledPeer)
+            .row(client, Protocol::Tcp, at.of("there", 80), Expect::Only(&["node-2"]))
+            .row(client, Protocol::Tcp, at.of("there", 80), Expect::DialledPeer)
+    });
+    table.play(&scene)
 }
 
 fn same_bridge_reply(stage: &mut Stage) -> Result<()> {

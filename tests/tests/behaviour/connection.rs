@@ -137,8 +137,11 @@ fn ping_all(connections: &mut [(Client, Connection)], what: &str) -> Result<()> 
 
 fn established_survives(stage: &mut Stage) -> Result<()> {
     let scene = stage.scene()?;
-    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-2a"]).into()])?;
     let mut connections = open_all(&scene)?;
+    for (at, client) in At::EXTERNAL.into_iter().flat_map(|at| CLIENTS.map(|client| (at, client))) {
+        connections.push((client, scene.probe(client).open(scene.address(at.of("web", 80))?)?));
+    }
     let hairpin = scene.probe(Client::Pod("pod-2a")).open(scene.vip("web", 80)?)?;
     connections.push((Client::Pod("pod-2a"), hairpin));
     ping_all(&mut connections, "just opened")?;
@@ -150,7 +153,7 @@ fn established_survives(stage: &mut Stage) -> Result<()> {
     ping_all(&mut connections, "another Service came")?;
     scene.delete_service("other")?;
     ping_all(&mut connections, "another Service went")?;
-    scene.apply([scene.web().affinity(Duration::from_secs(60)).into()])?;
+    scene.apply([scene.exposed("web").affinity(Duration::from_secs(60)).into()])?;
     ping_all(&mut connections, "the Service became sticky")?;
     for node in [1, 2] {
         stage.lab.proxy(node).stop()?;

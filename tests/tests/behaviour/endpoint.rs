@@ -1,9 +1,11 @@
 //! Which endpoints serve.
 
+use std::thread;
+
 use anyhow::{Result, ensure};
 use tollgate_lab::object::Endpoint;
 use tollgate_lab::proxy::zone;
-use tollgate_lab::{Outcome, Protocol, address};
+use tollgate_lab::{Outcome, Probe, Protocol, address};
 
 use crate::Case;
 use crate::scene::{At, Client, Scene, Stage};
@@ -67,7 +69,11 @@ fn no_local_drop(scene: &Scene<'_>) -> Table {
         .given(scene.web().internal_local())
         .given(scene.ready("web", &["pod-1a", "pod-1b"]))
         .rows(Client::Pod("pod-2a"), ("web", 80), Expect::Silence)
+        .rows(Client::Node(2), ("web", 80), Expect::Silence)
         .rows(Client::Pod("pod-1b"), ("web", 80), Expect::Only(&["pod-1a", "pod-1b"]))
+        // Nobody anywhere is a closed port, whatever the policy.
+        .given(scene.service("nobody").transports(80).internal_local())
+        .each(CLIENTS, ("nobody", 80), Expect::Refused)
 }
 
 fn topology_zone(scene: &Scene<'_>) -> Table {
@@ -89,6 +95,20 @@ fn topology_zone(scene: &Scene<'_>) -> Table {
         .given(elsewhere)
         .given(scene.slice("elsewhere").endpoints([hinted("pod-1a", 2), hinted("pod-2a", 2)]))
         .rows(Client::Pod("pod-1b"), ("elsewhere", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+        // Who is not ready need not have a hint.
+        .given(scene.service("unready").transports(80))
+        .given(
+            scene
+                .slice("unready")
+                .endpoints([hinted("pod-1a", 1), hinted("pod-2a", 2)])
+                .endpoint(Endpoint::not_ready(scene.pod("pod-1b")))
+                .endpoint(Endpoint::terminating(scene.pod("pod-2b"))),
+        )
+        .rows(Client::Pod("pod-1b"), ("unready", 80), Expect::Only(&["pod-1a"]))
+        // The Local set ignores hints.
+        .given(scene.service("local").transports(80).internal_local())
+        .given(scene.slice("local").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2), hinted("pod-2a", 2)]))
+        .rows(Client::Pod("pod-1b"), ("local", 80), Expect::Only(&["pod-1a", "pod-1b"]))
 }
 
 fn topology_node(scene: &Scene<'_>) -> Table {
@@ -108,6 +128,14 @@ fn topology_node(scene: &Scene<'_>) -> Table {
         .given(scene.slice("partly").endpoints([hinted("pod-1a", 1), hinted("pod-1b", 2), zone_only]))
         .rows(Client::Pod("pod-1a"), ("partly", 80), Expect::Only(&["pod-1b"]))
         .rows(Client::Pod("pod-2b"), ("partly", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+        // Every endpoint has a node hint, and none is for node 1: there the zones decide as well.
+        .given(scene.service("elsewhere").transports(80))
+        .given(scene.slice("elsewhere").endpoints([
+            Endpoint::ready(scene.pod("pod-1a")).hinted_to_zone(&zone(1)).hinted_to_node("node-2"),
+            Endpoint::ready(scene.pod("pod-2a")).hinted_to_zone(&zone(2)).hinted_to_node("node-2"),
+        ]))
+        .rows(Client::Pod("pod-1b"), ("elsewhere", 80), Expect::Only(&["pod-1a"]))
+        .rows(Client::Pod("pod-2b"), ("elsewhere", 80), Expect::Only(&["pod-1a", "pod-2a"]))
 }
 
 fn no_endpoints_reject(scene: &Scene<'_>) -> Table {
@@ -170,7 +198,16 @@ fn unallocated_vip_drop(stage: &mut Stage) -> Result<()> {
     };
     scene.probe(Client::Pod("pod-1a")).impatient().dial(Protocol::Udp, std::net::SocketAddr::new(next, 80));
     ensure!(scene.cluster().strays()? == strays + 1, "a packet for {next} goes its way");
-    scene.apply([scene.web().cluster_ip(&ip.to_string()).into(), scene.ready("web", &["pod-2a"]).into()])?;
-    scene.probe(Client::Pod("pod-1a")).tcp((ip, 80).into()).answer()?;
-    Ok(())
+    // Clients that are quicker than the proxy get through as soon as TCP sends its first packet again.
+    thread::scope(|scope| {
+        let quick = CLIENTS.map(|client| (client, scope.spawn(move || scene.probe(client).tcp((ip, 80).into()))));
+        thread::sleep(Probe::IMPATIENCE);
+        let objects = [scene.web().cluster_ip(&ip.to_string()).into(), scene.ready("web", &["pod-2a"]).into()];
+        scene.apply(objects)?;
+        for (client, dialling) in quick {
+            let reply = dialling.join().expect("a probe does not panic");
+            ensure!(reply.is_by("pod-2a"), "{client:?} was quicker than the proxy: {reply}");
+        }
+        Ok(())
+    })
 }

@@ -71,6 +71,11 @@ fn external_local_shortcut(scene: &Scene<'_>) -> Table {
         .given(scene.exposed("drains").external_local())
         .given(scene.ready("drains", &["pod-2a"]).endpoint(Endpoint::terminating(scene.pod("pod-1a"))))
         .at(At::EXTERNAL, local, ("drains", 80), Expect::Only(&["pod-2a"]))
+        // All of it terminates: the Cluster set is both, and the Local set is the one that is here.
+        .given(scene.exposed("leaves").external_local().internal_local())
+        .given(scene.slice("leaves").endpoints(["pod-1a", "pod-2a"].map(|name| Endpoint::terminating(scene.pod(name)))))
+        .at(At::EXTERNAL, local, ("leaves", 80), Expect::Only(&["pod-1a", "pod-2a"]))
+        .at(At::EXTERNAL, [Client::Outside], ("leaves", 80), Expect::Only(&["pod-1a"]))
 }
 
 /// With ClusterCIDR detection the pods of other nodes take the shortcut as well. Hints tell the sets apart: they narrow the

@@ -20,6 +20,7 @@ use crate::table::ensure_refused;
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("bad-object-isolated-raw", Case::Raw(bad_objects)),
     ("bad-object-isolated-last-known", Case::Raw(bad_versions)),
+    ("headless-ignored-external-ip", Case::Raw(headless_external_ips)),
     ("endpoint-address-special", Case::Raw(special_endpoints)),
     ("frontend-conflict", Case::Raw(frontend_conflict)),
     ("node-port-in-use", Case::Raw(node_port_in_use)),
@@ -193,6 +194,32 @@ fn bad_versions(stage: &mut RawStage) -> Result<()> {
     stage.ensure_by("pod-1b", stage.vip(1))
 }
 
+/// Services without a ClusterIP have no frontends, whatever else they list, and are nothing to complain of.
+fn headless_external_ips(stage: &mut RawStage) -> Result<()> {
+    let (ip, control) = (stage.external_ip(1), stage.external_ip(2));
+    let bare = |name: &str| Service::new(NAMESPACE, name).port(Protocol::Tcp, 80).family(stage.family).external_ip(ip);
+    let headless = [
+        bare("none").cluster_ip("None").spec("clusterIPs", json!(["None"])),
+        bare("empty").cluster_ip(""),
+        bare("absent"),
+        bare("name").external_name("example.net"),
+    ];
+    stage.apply([stage.service("web", 1).external_ip(control).into(), stage.slice("web", "pod-1b").into()])?;
+    for service in headless {
+        let service = Value::from(service);
+        let name = service["metadata"]["name"].as_str().context("a Service has a name")?.to_owned();
+        stage.apply([stage.slice(&name, "pod-2a").into(), service])?;
+        let reply = stage.client().impatient().tcp((ip, 80).into());
+        ensure!(reply.answer().is_err(), "the Service {name} has a frontend: {reply}");
+        let full = format!("{NAMESPACE}/{name}");
+        let complaint =
+            stage.proxy.log().lines().into_iter().find(|line| line.contains("WARN") && line.contains(&full));
+        ensure!(complaint.is_none(), "{complaint:?}");
+        stage.ensure_by("pod-1b", (control, 80).into())?;
+    }
+    Ok(())
+}
+
 /// CVE-2021-25737: an endpoint on loopback or link-local would show what listens on the node alone.
 fn special_endpoints(stage: &mut RawStage) -> Result<()> {
     let _servers = stage.cluster.node(1).start_servers()?;
@@ -259,8 +286,25 @@ fn frontend_conflict(stage: &mut RawStage) -> Result<()> {
         with(with(service, "spec.ports.0.nodePort", json!(30080)), "metadata.creationTimestamp", json!(new))
     };
     stage.apply([ported("a-younger", 1), ported("b-older", 2)])?;
-    stage.ensure_by("pod-1b", (stage.cluster.node(1).ip(stage.family), 30080).into())?;
-    stage.ensure_logged(&["WARN", "default/a-younger", "default/b-older", "30080"])
+    let node_port = (stage.cluster.node(1).ip(stage.family), 30080).into();
+    stage.ensure_by("pod-1b", node_port)?;
+    stage.ensure_logged(&["WARN", "default/a-younger", "default/b-older", "30080"])?;
+    // It lets go of that alone, and goes on with the rest.
+    stage.apply([stage.service("a-younger", 1).into()])?;
+    stage.ensure_by("pod-2a", node_port).context("the other inherits the NodePort")?;
+    stage.ensure_by("pod-1b", stage.vip(1))?;
+    // CVE-2020-8554: whoever lists the cluster IP of another among its external IPs does not get it, however old it is.
+    let thief = Value::from(stage.service("thief", 3).external_ip(stage.ip(1)));
+    let thief = with(thief, "metadata.creationTimestamp", json!("2025-01-01T00:00:00Z"));
+    stage.apply([stage.slice("thief", "pod-2b").into(), thief])?;
+    stage.ensure_logged(&["WARN", "default/a-younger", "default/thief", &stage.ip(1).to_string()])?;
+    stage.ensure_by("pod-2b", stage.vip(3)).context("its own cluster IP is its own")?;
+    stage.ensure_by("pod-1b", stage.vip(1)).context("a cluster IP is nobody else's")?;
+    // Nor by being there first, when the other is made anew.
+    let revision = stage.source.delete(Key::service(NAMESPACE, "a-younger"));
+    stage.proxy.wait_applied(revision)?;
+    stage.apply([stage.service("a-younger", 1).into()])?;
+    stage.ensure_by("pod-1b", stage.vip(1)).context("a cluster IP is nobody else's")
 }
 
 /// A process of the node has the port already: the Service works, the process is left alone on the addresses that answer no

@@ -47,6 +47,11 @@ fn lb_source_ranges(scene: &Scene<'_>) -> Table {
         .given(scene.ready("node", pods))
         .at([LB], [Client::Node(1)], ("node", 80), Expect::Only(pods))
         .at([LB], [Client::Outside], ("node", 80), Expect::Silence)
+        // Whom the ranges admit is told that nobody serves, and the others hear nothing.
+        .given(scene.exposed("nobody").source_ranges([ip_of(scene, 1)]))
+        .at([LB], [Client::Outside], ("nobody", 80), Expect::Refused)
+        .at([LB], strangers, ("nobody", 80), Expect::Silence)
+        .at(others, strangers, ("nobody", 80), Expect::Refused)
 }
 
 fn lb_source_ranges_local(scene: &Scene<'_>) -> Table {

@@ -1,13 +1,13 @@
 //! Which objects count.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tollgate_lab::object::{Endpoint, Service};
 use tollgate_lab::{Family, Outcome, Protocol, TCP_PORT};
 
 use crate::Case;
-use crate::scene::{Client, Scene, Stage};
-use crate::table::{Expect, Table};
+use crate::scene::{At, Client, Scene, Stage};
+use crate::table::{Expect, Table, ensure_refused};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("headless-ignored", Case::Own(headless_ignored)),
@@ -52,7 +52,14 @@ fn foreign_proxy_ignored(scene: &Scene<'_>) -> Result<()> {
     let client = scene.probe(Client::Pod("pod-1a"));
     let reply = client.clone().impatient().tcp(scene.vip("theirs", 80)?);
     ensure!(!matches!(reply.outcome, Outcome::Answered(_)), "another proxy's Service: {reply}");
-    client.spread(Protocol::Tcp, scene.vip("ours", 80)?, 64).ensure_only(&["pod-2a"])
+    client.spread(Protocol::Tcp, scene.vip("ours", 80)?, 64).ensure_only(&["pod-2a"])?;
+    // Handed over to another proxy, and back.
+    let vip = scene.vip("ours", 80)?;
+    scene.apply([named("ours").label("service.kubernetes.io/service-proxy-name", "another").into()])?;
+    let reply = client.clone().impatient().tcp(vip);
+    ensure!(reply.answer().is_err(), "it is another proxy's by now: {reply}");
+    scene.apply([named("ours").into()])?;
+    client.spread(Protocol::Tcp, vip, 64).ensure_only(&["pod-2a"])
 }
 
 fn slice_owner_label(scene: &Scene<'_>) -> Table {
@@ -86,7 +93,14 @@ fn family_split(scene: &Scene<'_>) -> Result<()> {
         let spread = scene.probe(Client::Pod("pod-1a")).spread(protocol, scene.vip("web", port)?, 64);
         spread.ensure_only(&[expected])?;
     }
-    Ok(())
+    // The NodePort of a Service that has one family is the host's own port in the other.
+    let single = scene.service("single").transports(80).node_port();
+    scene.apply([single.into(), scene.ready("single", &["pod-1b"]).into()])?;
+    let to = scene.address(At::node(1).of("single", 80))?;
+    let other = Family::ALL.into_iter().find(|family| *family != scene.family).expect("there are two");
+    let client = scene.probe(Client::Outside);
+    ensure!(client.tcp(to).by()? == "pod-1b", "in its own family it answers");
+    ensure_refused(&client.tcp((scene.cluster().node(1).ip(other), to.port()).into())).context("in the other family")
 }
 
 fn bad_object_isolated(scene: &Scene<'_>) -> Result<()> {

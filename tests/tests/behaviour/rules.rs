@@ -1,12 +1,16 @@
 //! What the kernel holds: ours kept as it should be, everybody else's left alone, nothing left behind.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
+use serde_json::Value;
+use tollgate_lab::object::{Service, Slice};
 use tollgate_lab::process::Program;
-use tollgate_lab::{Cluster, Family, Load, Mode, NetNs, Protocol, Tollgate, Topology, eventually, run_on};
+use tollgate_lab::{Cluster, Family, Load, Mode, NetNs, Protocol, Tollgate, Topology, address, eventually, run_on};
 
 use crate::Case;
-use crate::scene::{Client, Scene, Stage};
+use crate::scene::{At, Client, Scene, Stage};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("foreign-rules-untouched", Case::Own(foreign_rules_untouched)),
@@ -43,8 +47,21 @@ const FOREIGN_IPTABLES: &[&str] = &[
     "-A FORWARD -j TOLLGATE-OTHER",
 ];
 
+/// The same with ipset, where a mode has sets there.
+const FOREIGN_SETS: &[&str] = &[
+    "create TOLLGATE-OTHER hash:ip",
+    "add TOLLGATE-OTHER 192.0.2.1",
+    "create TG-A4-web-OTHER hash:ip timeout 0",
+    "add TG-A4-web-OTHER 192.0.2.2",
+];
+
+/// The routes and addresses of a node: those of IPv6 without counts of their use, and without what is known of other paths.
+const ROUTES: &[(&str, usize)] =
+    &[("route", usize::MAX), ("fib_trie", usize::MAX), ("if_inet6", usize::MAX), ("ipv6_route", 6)];
+
 /// Everybody's rules on a node but ours, without counters: nft's tables by family and name, and the rules of iptables' tables
 /// one by one. Those tables and their built-in chains are everybody's: who needs one first makes it, and nobody removes it.
+/// And its sets, routes and addresses.
 fn foreign(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
     let of_iptables = |table: &str| {
         let names = ["nat", "filter", "mangle", "raw", "security"].map(|name| format!(" {name} {{"));
@@ -61,6 +78,15 @@ fn foreign(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
         let is_ours = |line: &str| OURS.iter().any(|ours| line.contains(ours)) && !line.contains("-OTHER");
         let lines = saved.lines().filter(|line| line.starts_with("-A") || line.starts_with(":T"));
         all.extend(lines.filter(|line| !is_ours(line)).map(|line| format!("{family} {line}")));
+    }
+    if mode.proxy_mode() == "iptables" {
+        all.extend(run(netns, "ipset save")?.lines().filter(|line| line.contains("-OTHER")).map(str::to_owned));
+    }
+    for (file, columns) in ROUTES {
+        let path = format!("/proc/thread-self/net/{file}");
+        let text = netns.run(move || std::fs::read_to_string(path)).with_context(|| format!("can't read {file}"))?;
+        let line = |line: &str| line.split_whitespace().take(*columns).collect::<Vec<_>>().join(" ");
+        all.extend(text.lines().map(|text| format!("{file}: {}", line(text))));
     }
     Ok(all)
 }
@@ -112,6 +138,9 @@ fn lab_with_foreign_rules(mode: Mode) -> Result<(Tollgate, Vec<String>)> {
     for arguments in FOREIGN_IPTABLES {
         run(node.netns(), &format!("{} --wait 10 {arguments}", mode.iptables(Family::V4)))?;
     }
+    if mode.proxy_mode() == "iptables" {
+        FOREIGN_SETS.iter().try_for_each(|set| run(node.netns(), &format!("ipset {set}")).map(drop))?;
+    }
     let route: IpNet = "198.51.100.0/24".parse()?;
     node.netns().links()?.add_route(route, node.ip(Family::V4))?;
     node.netns().links()?.add_address("lo", "198.51.100.99/32".parse()?)?;
@@ -132,9 +161,11 @@ fn foreign_rules_untouched(stage: &mut Stage) -> Result<()> {
     };
     ensure_untouched(&stage.lab, "after the start")?;
     let scene = stage.scene()?;
-    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
-    scene.probe(Client::Pod("pod-1a")).tcp(scene.vip("web", 80)?).answer()?;
-    scene.delete_service("web")?;
+    apply_of_every_sort(&scene)?;
+    ensure_untouched(&stage.lab, "after Services of every sort")?;
+    let scene = stage.scene()?;
+    scene.delete_service("sticky")?;
+    scene.set_ready("web", &["pod-1b"])?;
     ensure_untouched(&stage.lab, "after changes")?;
     stage.lab.proxy(1).kill9()?;
     stage.lab.start_proxy(1)?;
@@ -145,13 +176,39 @@ fn foreign_rules_untouched(stage: &mut Stage) -> Result<()> {
     ensure_untouched(&stage.lab, "after cleanup")
 }
 
+/// Services with every kind of frontend, policy, and thing that a mode makes for one, in both families, each dialled once.
+fn apply_of_every_sort(scene: &Scene<'_>) -> Result<()> {
+    let hour = Duration::from_secs(3600);
+    let near = [address::pod_cidr(1, scene.family)];
+    let sorts = [
+        ("web", scene.exposed("web"), ["pod-1a", "pod-2a"]),
+        ("sticky", scene.exposed("sticky").affinity(hour).source_ranges(near), ["pod-1b", "pod-2b"]),
+        ("local", scene.exposed("local").external_local().internal_local().affinity(hour), ["pod-1a", "pod-1b"]),
+    ];
+    let client = scene.probe(Client::Pod("pod-1a"));
+    for (name, service, pods) in sorts {
+        scene.apply([service.into(), scene.ready(name, &pods).into()])?;
+        for at in At::ALL {
+            for (protocol, port) in Protocol::transports().iter().zip(80..) {
+                let to = scene.address(at.of(name, port))?;
+                client.dial(*protocol, to).answer().with_context(|| format!("{name} at {to} over {protocol:?}"))?;
+            }
+        }
+    }
+    // Nobody serves, or nobody here.
+    let far = scene.exposed("far").external_local().internal_local();
+    scene.apply([far.into(), scene.ready("far", &["pod-2a"]).into(), scene.exposed("nobody").into()])?;
+    let dual = Service::new(scene.namespace(), "dual").transports(80).node_port().affinity(hour);
+    let slices = Slice::both(scene.namespace(), "dual", &[scene.pod("pod-1a"), scene.pod("pod-2a")]);
+    scene.apply([Value::from(dual)].into_iter().chain(slices.map(Value::from)))
+}
+
 fn cleanup_complete(stage: &mut Stage) -> Result<()> {
     let (lab, before) = lab_with_foreign_rules(stage.mode)?;
     stage.lab = lab;
     let scene = stage.scene()?;
-    scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
+    apply_of_every_sort(&scene)?;
     let vip = scene.vip("web", 80)?;
-    scene.probe(Client::Pod("pod-1a")).tcp(vip).answer()?;
     let strays = scene.cluster().strays()?;
     stage.lab.proxy(1).stop()?;
     let scene = Scene::of(&stage.lab, stage.family, "default");
@@ -228,11 +285,18 @@ fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
 fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
     let (before, after) = (stage.mode, stage.mode.successor());
     let scene = stage.scene()?;
-    scene.apply([scene.web().into(), scene.ready("web", &["pod-1b", "pod-2a", "pod-2b"]).into()])?;
+    scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-1b", "pod-2a", "pod-2b"]).into()])?;
     let vip = scene.vip("web", 80)?;
     let mut held = scene.probe(Client::Pod("pod-1a")).open(vip)?;
-    let clients = [scene.pod("pod-1a").netns(), scene.pod("pod-1b").netns(), scene.cluster().node(1).netns()];
-    let load = Load::start(vip, clients, 1200);
+    let cluster = scene.cluster();
+    let clients =
+        [scene.pod("pod-1a").netns(), scene.pod("pod-1b").netns(), cluster.node(1).netns(), cluster.host(1).netns()];
+    let mut dials = Vec::new();
+    for at in At::ALL {
+        let to = scene.address(at.of("web", 80))?;
+        dials.extend(clients.map(|client| (client, to)));
+    }
+    let load = Load::start_each(dials, 1200);
     load.run_for(3_400)?;
     let node = scene.cluster().node(1).netns().clone();
     ensure!(!ours(&node, before)?.is_empty(), "there is nothing of {before} to begin with");

@@ -138,16 +138,20 @@ fn affinity_dead_endpoint(scene: &Scene<'_>) -> Result<()> {
     scene.apply([scene.web().affinity(Duration::from_secs(10800)).into(), scene.ready("web", &all).into()])?;
     for (protocol, port) in [(Protocol::Tcp, 80), (Protocol::Udp, 81)] {
         let (client, vip) = (scene.probe(Client::Pod("pod-1a")), scene.vip("web", port)?);
-        let first = client.dial(protocol, vip).by()?.to_owned();
-        client.spread(protocol, vip, 64).ensure_only(&[&first])?;
-        let others: Vec<_> = all.into_iter().filter(|name| *name != first).collect();
-        scene.set_ready("web", &others)?;
-        let second = client.dial(protocol, vip).by()?.to_owned();
-        ensure!(second != first, "{first} does not serve any more");
-        client.spread(protocol, vip, 64).ensure_only(&[&second])?;
-        // Its old endpoint is back, and the client stays where it is.
-        scene.set_ready("web", &all)?;
-        client.spread(protocol, vip, 64).ensure_only(&[&second])?;
+        let mut at = client.dial(protocol, vip).by()?.to_owned();
+        // Several times: where its old endpoint is before the new one in a rule, and where it is after it.
+        for _ in 0..4 {
+            client.spread(protocol, vip, 64).ensure_only(&[&at])?;
+            let others: Vec<_> = all.into_iter().filter(|name| *name != at).collect();
+            scene.set_ready("web", &others)?;
+            let next = client.dial(protocol, vip).by()?.to_owned();
+            ensure!(next != at, "{at} does not serve any more");
+            client.spread(protocol, vip, 64).ensure_only(&[&next])?;
+            // Its old endpoint is back, and the client stays where it is.
+            scene.set_ready("web", &all)?;
+            client.spread(protocol, vip, 64).ensure_only(&[&next])?;
+            at = next;
+        }
     }
     Ok(())
 }
