@@ -163,7 +163,7 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub external_ip_cidrs: Option<Vec<IpNet>>,
 
-    /// Masquerade all traffic through Services.
+    /// Masquerade all traffic to ClusterIPs, that of local pods too.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade_all: Option<bool>,

@@ -37,7 +37,7 @@ pub struct NodeConfig {
     pub detect_local: DetectLocal,
     /// Where ClusterIPs are handed out; empty where it is not known.
     pub service_cidrs: Vec<IpNet>,
-    /// Masquerade everything that goes through a Service.
+    /// Masquerade everything to ClusterIPs, that of local pods too.
     pub masquerade_all: bool,
     /// The one bit of packets' marks that asks to masquerade them. It is the packet's own only between two rules of ours.
     pub masquerade_mark: u32,

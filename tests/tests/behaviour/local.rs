@@ -91,6 +91,8 @@ fn masquerade_all(stage: &mut Stage) -> Result<()> {
         .fold(table, |table, client| {
             table.rows(client, ("web", 80), Expect::NodeSource(1)).rows(client, ("remote", 80), Expect::NodeSource(1))
         })
+        // It is about ClusterIPs alone: other addresses are dealt with as ever.
+        .at(At::EXTERNAL, [Client::Pod("pod-1b"), Client::Outside], ("local", 80), Expect::OwnSource)
         // The control: node 2 has not been told so.
         .rows(Client::Pod("pod-2b"), ("remote", 80), Expect::OwnSource)
         .play(&scene)

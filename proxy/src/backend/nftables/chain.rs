@@ -237,7 +237,8 @@ impl Style {
     /// A chain of its own, so that a detector that comes or goes is one chain written, however many chains ask it.
     fn off_cluster(&self) -> Vec<Rule> {
         if self.masquerade_all {
-            return vec![self.mark(rule("masquerade-all"))];
+            // Local pods come here for external addresses too, by `ext-shortcut`: these keep their source.
+            return vec![self.mark(rule("masquerade-all").within([self.daddr()], SetName::ClusterIps.as_str()))];
         }
         // Not `!=`: a packet of the node's own comes in through no interface, and kernels differ in what that equals.
         let is_local_pod = self.is_local_pod(rule("pod-source-kept")).map(Rule::ret);

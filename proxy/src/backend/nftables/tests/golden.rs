@@ -135,8 +135,9 @@ fn masquerading_follows_the_node() {
     assert_eq!(chains(DetectLocal::NodeCidr, false), tests(None), "before the snapshot says");
     assert_eq!(chains(DetectLocal::BridgeInterface("br0".to_owned()), false), tests(Some("iifname \"br0\"")));
     assert_eq!(chains(DetectLocal::InterfaceNamePrefix("veth".to_owned()), false), tests(Some("iifname \"veth*\"")));
-    assert_eq!(chains(by_cidr(&["10.244.0.0/16"]), true).0, [mark]);
-    assert_eq!(chains(DetectLocal::Nothing, true).0, [mark]);
+    let all = format!("ip daddr @cluster_ips {mark}");
+    assert_eq!(chains(by_cidr(&["10.244.0.0/16"]), true).0, [all.as_str()]);
+    assert_eq!(chains(DetectLocal::Nothing, true).0, [all.as_str()]);
 }
 
 /// Addresses and pod ranges come and go while the proxy runs.
