@@ -452,12 +452,11 @@ fn a_dump_needs_no_daemon() {
 }
 
 fn policies_that_drop_forwarded_packets_are_found() {
-    let found = || -> Vec<_> {
-        drop_policies(&IpFamily::ALL)
-            .into_iter()
-            .map(|DropPolicy { chain, remedy }| format!("{chain}: {remedy}"))
-            .collect()
+    let found_of = |families: &[IpFamily]| -> Vec<_> {
+        let policies = drop_policies(families).into_iter();
+        policies.map(|DropPolicy { chain, remedy }| format!("{chain}: {remedy}")).collect()
     };
+    let found = || found_of(&IpFamily::ALL);
     sync(&mut open(), &snapshot(services()), Scope::Full);
     assert_eq!(found(), Vec::<String>::new(), "ours accepts");
     nft("add table inet firewall");
@@ -465,6 +464,22 @@ fn policies_that_drop_forwarded_packets_are_found() {
     let expected = "the nftables chain inet firewall gate: nft insert rule inet firewall gate ct status dnat accept";
     assert_eq!(found(), [expected]);
     nft(expected.split_once(": nft ").unwrap().1);
+    nft("add table bridge firewall");
+    nft("add chain bridge firewall gate { type filter hook forward priority 10; policy drop; }");
+    assert_eq!(found(), [expected], "a bridge's packets are not forwarded");
+    for program in ["ip6tables-nft", "iptables-legacy"] {
+        let output = Command::new(program).args(["-P", "FORWARD", "DROP"]).output().unwrap();
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+    let legacy = "iptables-legacy's FORWARD: iptables-legacy -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT";
+    let ip6 = "the nftables chain ip6 filter FORWARD: ip6tables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT";
+    assert_eq!(found(), [ip6, expected, legacy]);
+    assert_eq!(found_of(&[IpFamily::V4]), [expected, legacy]);
+    for command in [legacy, ip6].map(|text| text.rsplit_once(": ").unwrap().1) {
+        let mut words = command.split(' ');
+        let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+        assert!(output.status.success(), "{command}: {output:?}");
+    }
 }
 
 fn foreign_tables_are_untouched() {

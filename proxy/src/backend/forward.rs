@@ -1,15 +1,14 @@
 //! Other programs' policies for packets that this node forwards, as Docker's DROP. A packet to a Service that passed ours
 //! still meets them. The modes that have no rules among theirs can only say so.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::fmt;
 
-use serde::Deserialize;
 use tollgate_model::name::IpFamily;
 
-/// Where commands are looked for besides `PATH`, which often lacks these for users that are not root.
-const DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+use super::iptables::legacy_forward_drop;
+use super::nftables::netlink::chain::{Base, Chain, Hook};
+use super::nftables::netlink::socket::{Failure, Socket};
+use super::nftables::netlink::{NFPROTO_INET, nfproto};
 
 /// A chain that drops what its rules do not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,23 +19,11 @@ pub struct DropPolicy {
     pub remedy: String,
 }
 
-#[derive(Deserialize)]
-struct Listing {
-    nftables: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-struct Entry {
-    chain: Option<Chain>,
-}
-
-#[derive(Deserialize)]
-struct Chain {
-    family: String,
-    table: String,
-    name: String,
-    hook: Option<String>,
-    policy: Option<String>,
+/// Which packets a table of nf_tables is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TableFamily {
+    One(IpFamily),
+    Inet,
 }
 
 /// Says in the log which chains may drop forwarded Service traffic. Whether their rules accept it is not looked at.
@@ -51,58 +38,53 @@ pub(crate) fn warn_of_drop_policies(families: &[IpFamily]) {
     }
 }
 
-/// The chains of other programs that see forwarded packets of these families and have the policy DROP. A program that is
-/// not installed, or does not answer, has none.
+/// The chains of other programs that see forwarded packets of these families and have the policy DROP. What can't be asked
+/// has none.
 #[must_use]
 pub fn drop_policies(families: &[IpFamily]) -> Vec<DropPolicy> {
-    let mut found =
-        output("nft", &["-j", "list", "chains"]).map(|json| of_nftables(&json, families)).unwrap_or_default();
-    found.extend(families.iter().filter_map(|family| of_legacy(*family)));
+    let mut found = of_nftables(families).unwrap_or_else(|failure| {
+        tracing::debug!(?failure, "cannot look for policies of nf_tables for forwarded packets");
+        Vec::new()
+    });
+    for family in families {
+        match legacy_forward_drop(*family) {
+            Ok(command) => found.extend(command.map(DropPolicy::of_legacy)),
+            Err(error) => tracing::warn!(
+                %family,
+                error = &error as &dyn std::error::Error,
+                "cannot tell whether the policy of iptables-legacy's FORWARD is DROP, which would keep packets to Services from \
+                 being forwarded",
+            ),
+        }
+    }
     found
 }
 
-fn of_nftables(json: &[u8], families: &[IpFamily]) -> Vec<DropPolicy> {
-    let chains = match serde_json::from_slice::<Listing>(json) {
-        Ok(listing) => listing.nftables,
-        Err(error) => {
-            tracing::debug!(%error, "cannot read how nft lists chains");
-            return Vec::new();
-        }
-    };
-    let drops = chains.into_iter().filter_map(|entry| entry.chain).filter(|chain| {
-        let is_ours = match chain.family.as_str() {
-            "ip" => families.contains(&IpFamily::V4),
-            "ip6" => families.contains(&IpFamily::V6),
-            family => family == "inet",
-        };
-        is_ours && chain.hook.as_deref() == Some("forward") && chain.policy.as_deref() == Some("drop")
-    });
-    drops.map(DropPolicy::from).collect()
+fn of_nftables(families: &[IpFamily]) -> Result<Vec<DropPolicy>, Failure> {
+    let mut socket = Socket::open().map_err(Failure::Receive)?;
+    let mut found = Vec::new();
+    for family in families.iter().copied().map(TableFamily::One).chain([TableFamily::Inet]) {
+        let chains = socket.chains_of_all(family.nfproto())?;
+        found.extend(chains.iter().filter_map(|(table, chain)| DropPolicy::of_chain(family, table, chain)));
+    }
+    Ok(found)
 }
 
-impl From<Chain> for DropPolicy {
-    fn from(Chain { family, table, name, .. }: Chain) -> Self {
+impl DropPolicy {
+    fn of_chain(family: TableFamily, table: &str, chain: &Chain) -> Option<Self> {
+        let Chain { name, base: Some(Base { hook: Hook::Forward, accepts: false, .. }) } = chain else { return None };
         // A table that iptables made must be changed with iptables: it takes no rule of nft's own for one of its own.
-        let remedy = match (family.as_str(), table.as_str(), name.as_str()) {
-            ("ip", "filter", "FORWARD") => accept_with("iptables"),
-            ("ip6", "filter", "FORWARD") => accept_with("ip6tables"),
+        let remedy = match (family, table, &**name) {
+            (TableFamily::One(IpFamily::V4), "filter", "FORWARD") => accept_with("iptables"),
+            (TableFamily::One(IpFamily::V6), "filter", "FORWARD") => accept_with("ip6tables"),
             _ => format!("nft insert rule {family} {table} {name} ct status dnat accept"),
         };
-        Self { chain: format!("the nftables chain {family} {table} {name}"), remedy }
+        Some(Self { chain: format!("the nftables chain {family} {table} {name}"), remedy })
     }
-}
 
-/// Only where the kernel has the table already: to ask iptables-legacy would make it.
-fn of_legacy(family: IpFamily) -> Option<DropPolicy> {
-    let (names, command) = match family {
-        IpFamily::V4 => ("/proc/net/ip_tables_names", "iptables-legacy"),
-        IpFamily::V6 => ("/proc/net/ip6_tables_names", "ip6tables-legacy"),
-    };
-    let tables = fs::read_to_string(names).ok()?;
-    tables.lines().find(|table| *table == "filter")?;
-    let rules = output(command, &["-w", "-S", "FORWARD"])?;
-    let drops = String::from_utf8_lossy(&rules).lines().any(|rule| rule == "-P FORWARD DROP");
-    drops.then(|| DropPolicy { chain: format!("{command}'s FORWARD"), remedy: accept_with(command) })
+    fn of_legacy(command: String) -> Self {
+        Self { remedy: accept_with(&command), chain: format!("{command}'s FORWARD") }
+    }
 }
 
 /// `ctstate DNAT` holds for both directions of a connection.
@@ -110,22 +92,23 @@ fn accept_with(command: &str) -> String {
     format!("{command} -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT")
 }
 
-fn output(program: &str, arguments: &[&str]) -> Option<Vec<u8>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut directories = std::env::split_paths(&path).chain(DIRECTORIES.map(PathBuf::from));
-    let program = directories.find_map(|directory| Some(directory.join(program)).filter(|it| it.is_file()))?;
-    let output = Command::new(&program).args(arguments).env("LC_ALL", "C").output();
-    match output {
-        Ok(output) if output.status.success() => Some(output.stdout),
-        Ok(output) => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            tracing::debug!(program = %program.display(), ?arguments, %said, "cannot look for policies of forwarded packets");
-            None
+impl TableFamily {
+    fn nfproto(self) -> u8 {
+        match self {
+            Self::One(family) => nfproto(family),
+            Self::Inet => NFPROTO_INET,
         }
-        Err(error) => {
-            tracing::debug!(program = %program.display(), %error, "cannot look for policies of forwarded packets");
-            None
-        }
+    }
+}
+
+/// As nft names it.
+impl fmt::Display for TableFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One(IpFamily::V4) => "ip",
+            Self::One(IpFamily::V6) => "ip6",
+            Self::Inet => "inet",
+        })
     }
 }
 
@@ -135,28 +118,29 @@ mod tests {
 
     #[test]
     fn only_chains_that_drop_what_is_forwarded_are_told() {
-        let chain = |family: &str, table: &str, name: &str, hook: &str, policy: &str| {
-            serde_json::json!({ "chain": {
-                "family": family, "table": table, "name": name, "type": "filter", "hook": hook, "prio": 0, "policy": policy,
-            } })
+        let chain = |name: &str, hook, accepts| Chain {
+            name: name.into(),
+            base: Some(Base { kind: "filter".into(), hook, priority: 0, accepts }),
         };
-        let listing = serde_json::json!({ "nftables": [
-            { "metainfo": { "version": "1.0.6" } },
-            { "chain": { "family": "ip", "table": "filter", "name": "DOCKER", "handle": 3 } },
-            chain("ip", "filter", "FORWARD", "forward", "drop"),
-            chain("ip", "filter", "INPUT", "input", "drop"),
-            chain("ip", "other", "FORWARD", "forward", "accept"),
-            chain("ip6", "filter", "FORWARD", "forward", "drop"),
-            chain("inet", "firewall", "gate", "forward", "drop"),
-            chain("bridge", "filter", "FORWARD", "forward", "drop"),
-        ] });
-        let found = of_nftables(listing.to_string().as_bytes(), &[IpFamily::V4]);
-        let found: Vec<_> = found.iter().map(|it| (it.chain.as_str(), it.remedy.as_str())).collect();
+        let (ip, ip6) = (TableFamily::One(IpFamily::V4), TableFamily::One(IpFamily::V6));
+        let found = [
+            (ip, "filter", Chain { name: "DOCKER".into(), base: None }),
+            (ip, "filter", chain("FORWARD", Hook::Forward, false)),
+            (ip, "filter", chain("INPUT", Hook::Input, false)),
+            (ip, "other", chain("FORWARD", Hook::Forward, true)),
+            (ip6, "filter", chain("FORWARD", Hook::Forward, false)),
+            (ip6, "filter", chain("mine", Hook::Forward, false)),
+            (TableFamily::Inet, "firewall", chain("gate", Hook::Forward, false)),
+        ];
+        let found = found.iter().filter_map(|(family, table, chain)| DropPolicy::of_chain(*family, table, chain));
+        let found: Vec<_> = found.map(|DropPolicy { chain, remedy }| format!("{chain}: {remedy}")).collect();
         assert_eq!(
             found,
             [
-                ("the nftables chain ip filter FORWARD", "iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT"),
-                ("the nftables chain inet firewall gate", "nft insert rule inet firewall gate ct status dnat accept"),
+                "the nftables chain ip filter FORWARD: iptables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+                "the nftables chain ip6 filter FORWARD: ip6tables -I FORWARD -m conntrack --ctstate DNAT -j ACCEPT",
+                "the nftables chain ip6 filter mine: nft insert rule ip6 filter mine ct status dnat accept",
+                "the nftables chain inet firewall gate: nft insert rule inet firewall gate ct status dnat accept",
             ]
         );
     }

@@ -350,6 +350,22 @@ fn legacy_tables(family: IpFamily) -> String {
     fs::read_to_string(Path::new("/proc/thread-self/net").join(file)).unwrap_or_default()
 }
 
+/// Where the legacy variant drops what it forwards and has no rule for, the command with which to change its chain FORWARD.
+pub(in crate::backend) fn legacy_forward_drop(family: IpFamily) -> Result<Option<String>, Error> {
+    // To ask would make the table.
+    if !has_legacy_table(family, Table::Filter.as_str()) {
+        return Ok(None);
+    }
+    let save =
+        Program::find(Variant::Legacy, family, "save").ok_or(Error::Missing("iptables-legacy-save", "iptables"))?;
+    let listing = save.run(&["-t", Table::Filter.as_str()], &[], "to list the table filter")?;
+    if !listing.lines().any(|line| line.starts_with(":FORWARD DROP ")) {
+        return Ok(None);
+    }
+    let name = save.prefix.map_or_else(|| save.path.file_name().unwrap_or_default().to_string_lossy(), Into::into);
+    Ok(Some(name.trim_end_matches("-save").to_owned()))
+}
+
 impl Program {
     /// `iptables-nft-restore` and the like; else the program that is all of the variant's in one; else `iptables-restore`
     /// without a variant in its name, if it says that it is of this one.

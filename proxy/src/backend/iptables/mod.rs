@@ -36,6 +36,7 @@ use super::{Backend, NodeConfig, Observed, Report, Scope, bridge};
 use crate::conntrack;
 
 pub use self::kernel::Error as CommandError;
+pub(super) use self::kernel::legacy_forward_drop;
 pub use self::variant::Variant;
 
 mod kernel;

@@ -40,7 +40,7 @@ mod chain;
 mod element;
 mod encode;
 mod kernel;
-mod netlink;
+pub(super) mod netlink;
 mod number;
 mod object;
 mod observe;

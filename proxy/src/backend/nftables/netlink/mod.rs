@@ -51,8 +51,13 @@ impl fmt::Display for Table {
     }
 }
 
+/// For what belongs to no family.
+const NFPROTO_UNSPEC: u8 = 0;
+/// Tables that are of both families.
+pub(crate) const NFPROTO_INET: u8 = 1;
+
 /// `NFPROTO_IPV4` and `NFPROTO_IPV6`, which are `AF_INET` and `AF_INET6`.
-fn nfproto(family: IpFamily) -> u8 {
+pub(crate) fn nfproto(family: IpFamily) -> u8 {
     match family {
         IpFamily::V4 => 2,
         IpFamily::V6 => 10,

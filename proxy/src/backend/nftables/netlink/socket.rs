@@ -13,7 +13,6 @@ use netlink_sys::{Socket as NetlinkSocket, SocketAddr};
 use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
 use nix::sys::socket::{setsockopt, sockopt};
-use tollgate_model::name::IpFamily;
 
 use super::attribute::{Writer, attributes, read_text, read_u32};
 use super::batch::{
@@ -24,7 +23,7 @@ use super::chain::{Chain, write_table};
 use super::element::{self, Element};
 use super::rule::Rule;
 use super::set::Set;
-use super::{Table, nfproto};
+use super::{NFPROTO_UNSPEC, Table, nfproto};
 
 /// nf_tables of the network namespace that the socket was opened in.
 pub(crate) struct Socket {
@@ -197,17 +196,17 @@ impl Socket {
     /// Whether there is a table.
     pub(crate) fn has_table(&mut self, table: Table) -> Result<bool, Failure> {
         let mut is_there = false;
-        let asked = self.ask(table, NFT_MSG_GETTABLE, 0, |it| write_table(it, table.name), |_| is_there = true);
+        let family = nfproto(table.family);
+        let asked = self.ask(family, NFT_MSG_GETTABLE, 0, |it| write_table(it, table.name), |_| is_there = true);
         found(asked.map(|_| ()))?;
         Ok(is_there)
     }
 
     /// The number of the last change to any table in the network namespace.
     pub(crate) fn generation(&mut self) -> Result<u32, Failure> {
-        let any = Table { family: IpFamily::V4, name: "" };
         let mut generation = None;
         self.ask(
-            any,
+            NFPROTO_UNSPEC,
             NFT_MSG_GETGEN,
             0,
             |_| {},
@@ -239,6 +238,19 @@ impl Socket {
             |_| {},
             |chains: &mut Vec<Chain>, bytes| {
                 chains.extend(Chain::read(bytes));
+                true
+            },
+        )
+    }
+
+    /// The chains of every table of a family, which is `NFPROTO_INET` for those that are of both, each with its table's name.
+    pub(crate) fn chains_of_all(&mut self, nfproto: u8) -> Result<Vec<(Box<str>, Chain)>, Failure> {
+        self.dump_all(
+            nfproto,
+            NFT_MSG_GETCHAIN,
+            |_| {},
+            |chains: &mut Vec<_>, bytes| {
+                chains.extend(table_of(bytes).map(Box::from).zip(Chain::read(bytes)));
                 true
             },
         )
@@ -278,8 +290,7 @@ impl Socket {
         )
     }
 
-    /// Asks for all of something; and again if others' changes broke into that, as the kernel says or as `each` finds. What
-    /// is gone is empty.
+    /// Asks for all of something that a table has.
     fn dump<T: Default>(
         &mut self,
         table: Table,
@@ -287,14 +298,24 @@ impl Socket {
         request: impl Fn(&mut Writer),
         mut each: impl FnMut(&mut T, &[u8]) -> bool,
     ) -> Result<T, Failure> {
+        // Old kernels dump every table's.
+        let of_table = |found: &mut T, bytes: &[u8]| table_of(bytes) != Some(table.name) || each(found, bytes);
+        self.dump_all(nfproto(table.family), kind, request, of_table)
+    }
+
+    /// Asks for all of something; and again if others' changes broke into that, as the kernel says or as `each` finds. What
+    /// is gone is empty.
+    fn dump_all<T: Default>(
+        &mut self,
+        nfproto: u8,
+        kind: u16,
+        request: impl Fn(&mut Writer),
+        mut each: impl FnMut(&mut T, &[u8]) -> bool,
+    ) -> Result<T, Failure> {
         for _ in 0..DUMPS {
             let (mut found, mut is_whole) = (T::default(), true);
-            let asked = self.ask(table, kind, NLM_F_DUMP, &request, |bytes| {
-                // Of all nf_tables objects, the first attribute is the table's name; old kernels dump every table's.
-                let is_ours = attributes(bytes).next().and_then(|(_, name)| read_text(name)) == Some(table.name);
-                if is_ours && is_whole {
-                    is_whole = each(&mut found, bytes);
-                }
+            let asked = self.ask(nfproto, kind, NLM_F_DUMP, &request, |bytes| {
+                is_whole = is_whole && each(&mut found, bytes);
             });
             match asked {
                 Ok(Dump::Whole) if is_whole => return Ok(found),
@@ -308,7 +329,7 @@ impl Socket {
 
     fn ask(
         &mut self,
-        table: Table,
+        nfproto: u8,
         kind: u16,
         flags: u16,
         request: impl Fn(&mut Writer),
@@ -319,7 +340,7 @@ impl Socket {
         let mut writer = Writer::default();
         // A single object is answered by itself; the acknowledgement says that nothing more comes.
         let flags = if flags == 0 { netlink_packet_core::NLM_F_ACK } else { flags };
-        write_header(&mut writer, kind, flags, nfproto(table.family), 0);
+        write_header(&mut writer, kind, flags, nfproto, 0);
         request(&mut writer);
         end_message(&mut writer, 0);
         writer.patch(8, &sequence.to_ne_bytes());
@@ -337,7 +358,7 @@ impl Socket {
                 match (message.kind, message.error()) {
                     (NLMSG_DONE | NLMSG_ERROR, None | Some((Errno::UnknownErrno, _))) => return Ok(dump),
                     (NLMSG_DONE | NLMSG_ERROR, Some((errno, text))) => {
-                        let what = format!("to list the table {}", table.name);
+                        let what = "to list the tables".to_owned();
                         return Err(Failure::Refused { what, errno, message: text });
                     }
                     _ => each(message.payload.get(NFNETLINK_HEADER..).unwrap_or_default()),
@@ -351,6 +372,11 @@ impl Socket {
 enum Dump {
     Whole,
     Interrupted,
+}
+
+/// Of all nf_tables objects, the first attribute is the table's name.
+fn table_of(object: &[u8]) -> Option<&str> {
+    attributes(object).next().and_then(|(_, name)| read_text(name))
 }
 
 /// What is gone is no error.
