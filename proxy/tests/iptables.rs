@@ -32,8 +32,9 @@ fn main() -> ExitCode {
     let lock = tempfile::NamedTempFile::new().unwrap();
     // SAFETY: no other thread has been started.
     unsafe { std::env::set_var("XTABLES_LOCKFILE", lock.path()) };
-    let tests: [(&str, Test); 18] = [
+    let tests: [(&str, Test); 19] = [
         ("the_node_s_variant_is_used", the_node_s_variant_is_used),
+        ("a_start_tries_sets_and_leaves_none", a_start_tries_sets_and_leaves_none),
         ("a_sync_makes_what_a_full_sync_finds_right", a_sync_makes_what_a_full_sync_finds_right),
         ("a_restart_with_the_same_snapshot_writes_nothing", a_restart_with_the_same_snapshot_writes_nothing),
         ("a_change_writes_only_what_it_changes", a_change_writes_only_what_it_changes),
@@ -158,6 +159,16 @@ fn the_node_s_variant_is_used(node: Node) {
     // What was used once is kept, although the kubelet's chain is gone.
     node.ip4("iptables", "-t mangle -X KUBE-IPTABLES-HINT");
     node.open();
+}
+
+fn a_start_tries_sets_and_leaves_none(node: Node) {
+    run("ipset", "create mine hash:net");
+    // One whose start was killed has left this.
+    run("ipset", "create TG-A4-check-AAAAAAAAAAAAA hash:ip,port,net");
+    let before = node.rules();
+    let _backend = node.open();
+    assert_eq!(run("ipset", "list -name").trim(), "mine");
+    assert_eq!(node.rules(), before);
 }
 
 fn a_sync_makes_what_a_full_sync_finds_right(node: Node) {

@@ -7,14 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tollgate_model::name::IpFamily;
 
 use super::name::{self, SetName};
 use super::object::Table;
 use super::readback::{self, Listing};
-use super::transaction::{BatchSize, Step};
+use super::transaction::{self, BatchSize, Step};
 use super::variant::{Traces, Variant, choose};
+use crate::backend::nftables::netlink::socket::{Failure, Socket};
 
 /// Where commands are looked for besides `PATH`, which often lacks these for users that are not root.
 const DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -118,11 +120,14 @@ pub enum Error {
 impl Kernel {
     /// Finds the commands, of the variant that the node uses already.
     pub(crate) fn open() -> Result<Self, Error> {
-        let installed = Variant::ALL.map(|variant| Tools::find(variant).map(|tools| (variant, tools)));
-        let (variant, tools, reason) = match installed {
+        let usable = Variant::ALL.map(|variant| {
+            let tools = Tools::find(variant).filter(|_| variant == Variant::Legacy || kernel_has_nf_tables());
+            tools.map(|tools| (variant, tools))
+        });
+        let (variant, tools, reason) = match usable {
             [None, None] => return Err(Error::Missing("iptables", "iptables")),
             [Some((variant, tools)), None] | [None, Some((variant, tools))] => {
-                (variant, tools, "the other is not installed")
+                (variant, tools, "the other is not installed, or this kernel lacks it")
             }
             [Some((_, nft)), Some((_, legacy))] => {
                 let (variant, reason) = choose_installed(&nft, &legacy)?;
@@ -248,6 +253,16 @@ impl Kernel {
         Ok(text)
     }
 
+    /// Whether the kernel takes sets of each type that is used.
+    pub(crate) fn check_sets(&self) -> Result<(), Error> {
+        let set = name::SCRATCH_SET;
+        let each = |kind| format!("create {set} {kind}\ndestroy {set}\n");
+        let kinds: BTreeSet<&str> = SetName::ALL.into_iter().map(transaction::set_type).collect();
+        // With -exist, to destroy one that is not there is no error.
+        let text = std::iter::once(format!("destroy {set}\n")).chain(kinds.into_iter().map(each)).collect::<Vec<_>>();
+        self.ipset.run(&["-exist", "restore"], &text, "to make and destroy sets").map(drop)
+    }
+
     /// All sets.
     pub(crate) fn sets(&self) -> Result<Sets, Error> {
         let text = self.ipset.run(&["list", "-terse"], &[], "to list the sets")?;
@@ -333,8 +348,16 @@ fn choose_installed(nft: &Tools, legacy: &Tools) -> Result<(Variant, &'static st
 
 /// Whether a variant may hold something here. To ask the legacy commands would load their modules and make their tables.
 fn is_in_use(variant: Variant) -> bool {
-    let tables = || IpFamily::ALL.into_iter().any(|family| !legacy_tables(family).is_empty());
-    variant == Variant::Nft || tables()
+    match variant {
+        Variant::Nft => kernel_has_nf_tables(),
+        Variant::Legacy => IpFamily::ALL.into_iter().any(|family| !legacy_tables(family).is_empty()),
+    }
+}
+
+/// Not where it is known that it has not: whoever lacks the right to ask is told so when he tries to write.
+fn kernel_has_nf_tables() -> bool {
+    let generation = Socket::open().map_err(Failure::Receive).and_then(|mut socket| socket.generation());
+    !matches!(generation, Err(Failure::Refused { errno, .. }) if errno != Errno::EPERM)
 }
 
 fn has_legacy_table(family: IpFamily, table: &str) -> bool {

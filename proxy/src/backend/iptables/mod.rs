@@ -82,9 +82,11 @@ pub enum Error {
     /// A command could not be run, or refused.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// The kernel has no sets.
+    /// The kernel has no sets, or not of all types.
     #[error(
-        "the iptables mode needs sets: the kernel module ip_set (load it with `modprobe ip_set`) and CAP_NET_ADMIN"
+        "the mode iptables keeps addresses in sets: load the kernel modules ip_set, ip_set_hash_ip, ip_set_hash_ipport and \
+         ip_set_hash_ipportnet with modprobe, or, where the kernel was built without them, choose --proxy-mode nftables; \
+         CAP_NET_ADMIN is needed, too"
     )]
     NoSets(#[source] CommandError),
     /// Bridged packets would bypass the rules.
@@ -102,7 +104,7 @@ impl Iptables {
     /// When the machine lacks something.
     pub fn open(config: &NodeConfig) -> Result<Self, Error> {
         let kernel = Kernel::open()?;
-        kernel.sets().map_err(Error::NoSets)?;
+        kernel.check_sets().map_err(Error::NoSets)?;
         bridge::ensure_calls_netfilter(&config.families)?;
         let drops_invalid = !is_tcp_liberal();
         let families = IpFamily::ALL.into_iter().filter(|family| config.families.contains(family));

@@ -37,6 +37,9 @@ pub(crate) const POSTROUTING: &str = "TOLLGATE-POSTROUTING";
 pub(crate) const MASQUERADE: &str = "TOLLGATE-MASQUERADE";
 /// Makes a transaction that can't be refused, after one that was; see `kernel`.
 pub(crate) const SCRATCH: &str = "TOLLGATE-SCRATCH";
+/// Is made of each type of set and destroyed again at a start. It is called as a set of clients, so that one that was left
+/// behind is swept; no Service port's hash is all zeros but by chance.
+pub(crate) const SCRATCH_SET: &str = "TG-A4-check-AAAAAAAAAAAAA";
 /// Chains of the filter table.
 pub(crate) const FILTER: &str = "TOLLGATE-FILTER";
 pub(crate) const REFUSE: &str = "TOLLGATE-REFUSE";
