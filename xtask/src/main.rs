@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod demo;
+mod ebpf;
 mod mutants;
 mod setup;
 mod test;
@@ -24,6 +25,7 @@ struct Cli {
 enum Command {
     Bench(bench::Args),
     Setup(setup::Args),
+    Ebpf(ebpf::Args),
     Demo(demo::Args),
     Test(test::Args),
     Mutants(mutants::Args),
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Bench(args) => bench::run(&args),
         Command::Setup(args) => setup::run(&args),
+        Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Mutants(args) => mutants::run(&args),

@@ -100,7 +100,11 @@ impl ServiceKey {
     #[inline(always)]
     #[must_use]
     pub const fn node_port(of: Address, port: u16, protocol: u8) -> Self {
-        let address = if of.to_v4().is_some() { Self::NODE_PORT_V4 } else { Self::NODE_PORT_V6 };
+        let mut address = Self::NODE_PORT_V6;
+        if of.to_v4().is_some() {
+            // The one word in which they differ.
+            address.words[2] = Self::NODE_PORT_V4.words[2];
+        }
         Self::new(address, port, protocol)
     }
 }

@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 use crate::build;
+use crate::setup::{self, Mode};
 
 /// Set for the optimised program, so that it does not build once more.
 const IS_RELEASE: &str = "TOLLGATE_BENCH_RELEASE";
@@ -14,6 +15,8 @@ pub(crate) fn rerun() -> Result<Option<ExitCode>> {
     if std::env::var_os(IS_RELEASE).is_some() {
         return Ok(None);
     }
+    // Every build of the proxy embeds the eBPF programs.
+    setup::ensure(Mode::Nftables, false)?;
     println!("building optimised programs …");
     let packages = ["tollgate-proxy", "tollgate-controlplane", "xtask"].map(|package| ["--package", package]);
     build::run(&[&["build", "--release", "--quiet"], packages.as_flattened()].concat())?;

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::list::Mutant;
 use super::succeeds;
 use crate::build::cargo;
+use crate::ebpf;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -43,6 +44,7 @@ impl Tree {
             fs::create_dir_all(to.parent().context("a file is in a folder")?)?;
             fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
         }
+        ebpf::copy_to(&root)?;
         Ok(Self { root })
     }
 
