@@ -22,7 +22,6 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tollgate_model::name::IpFamily;
 use tollgate_model::store::Store;
 
 use crate::config::Config;
@@ -94,11 +93,13 @@ pub async fn run(config: Config) -> Result<(), Error> {
         metrics::serve(address, metrics.clone()).await?;
     }
     let addresses = Addresses::open(metrics.clone()).await?;
-    let on_interfaces = IpFamily::ALL.into_iter().filter_map(|family| addresses.known().primary(family)).collect();
-    let node_ips = if config.node_ips.is_empty() { on_interfaces } else { config.node_ips.clone() };
+    let node_ips = match &config.node_ips {
+        given if given.is_empty() => addresses.primary(),
+        given => watch::channel(given.clone()).1,
+    };
     let (mode, node_config) = (config.mode, config.node.clone());
     let backend = backend::open(mode, node_config).map_err(|cause| Error::Backend { mode, cause })?;
-    tracing::info!(node = config.node_name, ?node_ips, %mode, control_plane = %config.control_plane, version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(node = config.node_name, node_ips = ?*node_ips.borrow(), %mode, control_plane = %config.control_plane, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let (updates, received) = mpsc::channel(UPDATES);
     let (desired, newest) = watch::channel(None);

@@ -119,7 +119,8 @@ pub(crate) fn flag(cidr: impl Fn(Family) -> IpNet) -> String {
     Family::ALL.map(|family| cidr(family).to_string()).join(",")
 }
 
-pub(crate) const GATEWAY: DualStack = fabric(254);
+/// The gateway on the fabric, which knows every node's pods.
+pub const GATEWAY: DualStack = fabric(254);
 pub(crate) const CONTROL_PLANE: DualStack = fabric(250);
 
 pub(crate) const fn node(number: u8) -> DualStack {

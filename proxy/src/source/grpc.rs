@@ -59,7 +59,7 @@ enum Ended {
 }
 
 impl Grpc {
-    /// A source that has not connected yet. `registration` makes this node's Node object where it is missing.
+    /// A source that has not connected yet. `registration` sees to this node's Node object.
     #[must_use]
     pub fn new(
         uri: Uri,
@@ -107,10 +107,7 @@ impl Grpc {
 
     async fn watch(&mut self) -> Result<std::convert::Infallible, Ended> {
         let mut client = self.connect().await?;
-        if let Some(registration) = &mut self.registration {
-            let refused = |status| Ended::Refused { what: "registering this node", status };
-            registration.ensure_node(&mut client).await.map_err(refused)?;
-        }
+        register(self.registration.as_mut(), &mut client).await?;
         let request = WatchRequest {
             kinds: KINDS.map(i32::from).to_vec(),
             resume: self.resume.clone(),
@@ -121,12 +118,21 @@ impl Grpc {
         let resumed_at = self.resume.as_ref().map(|token| token.revision);
         tracing::info!(control_plane = %self.uri, ?resumed_at, "watching");
         self.metrics.source_connected.set(1);
-        while let Some(message) = stream.message().await.map_err(refused)? {
-            if let Some(said) = message.event {
-                self.take(said).await?;
+        loop {
+            tokio::select! {
+                message = stream.message() => match message.map_err(refused)? {
+                    Some(message) => {
+                        if let Some(said) = message.event {
+                            self.take(said).await?;
+                        }
+                    }
+                    None => return Err(Ended::Closed),
+                },
+                () = addresses_changed(self.registration.as_mut()) => {
+                    register(self.registration.as_mut(), &mut client).await?;
+                }
             }
         }
-        Err(Ended::Closed)
     }
 
     /// Reads the files of the access again: they may have been replaced.
@@ -195,6 +201,20 @@ impl Grpc {
 
     async fn send(&self, events: Vec<Event>, revision: Option<u64>) -> Result<(), Ended> {
         self.updates.send(Update { events, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
+    }
+}
+
+async fn register(registration: Option<&mut Registration>, client: &mut Client) -> Result<(), Ended> {
+    let Some(registration) = registration else { return Ok(()) };
+    let refused = |status| Ended::Refused { what: "registering this node", status };
+    registration.ensure_node(client).await.map_err(refused)
+}
+
+/// Never, where nothing is registered.
+async fn addresses_changed(registration: Option<&mut Registration>) {
+    match registration {
+        Some(registration) => registration.changed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tollgate_api::v1::Key;
-use tollgate_lab::{Load, Mode, Outcome, Protocol, Tollgate, eventually};
+use tollgate_lab::{Family, Load, Mode, Outcome, Protocol, Tollgate, address, eventually, object, run_on};
 
 use crate::scene::{Client, Scene, Stage};
 use crate::{Case, cluster};
@@ -12,6 +12,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("source-lost-keeps-serving", Case::Own(source_lost)),
     ("source-lost-keeps-serving-restarted-proxy", Case::Own(proxy_restarts_without_source)),
     ("source-lost-keeps-serving-relist", Case::Own(relist)),
+    ("node-addresses-follow", Case::Own(node_addresses_follow)),
     ("source-over-tls", Case::Lab(secured_lab, over_tls)),
 ];
 
@@ -74,7 +75,7 @@ fn proxy_restarts_without_source(stage: &mut Stage) -> Result<()> {
 /// A control plane with another store, which has never heard of one of the Services and has the other as it was.
 fn relist(stage: &mut Stage) -> Result<()> {
     let scene = stage.scene()?;
-    let ip = |n| tollgate_lab::address::service_cidr(scene.family).hosts().nth(n).expect("a large network").to_string();
+    let ip = |n| address::service_cidr(scene.family).hosts().nth(n).expect("a large network").to_string();
     let objects = |name: &str, n| -> [Value; 2] {
         let service = scene.service(name).port(Protocol::Tcp, 80).cluster_ip(&ip(n));
         [service.into(), scene.ready(name, &["pod-2a"]).into()]
@@ -104,6 +105,40 @@ fn relist(stage: &mut Stage) -> Result<()> {
     let counters = load.stop();
     println!("source-lost-keeps-serving-relist: {counters}");
     counters.ensure_none_failed()
+}
+
+/// A Node object that the proxy has made has the addresses that its node has; one that somebody else has made is his.
+fn node_addresses_follow(stage: &mut Stage) -> Result<()> {
+    let family = stage.family;
+    for number in [1, 2] {
+        stage.lab.proxy(number).stop()?;
+        stage.lab.proxy(number).unset_flag("--node-ip");
+    }
+    let others = object::node("node-1", stage.lab.cluster().node(1).addresses(), None);
+    stage.lab.apply(others)?;
+    [1, 2].into_iter().try_for_each(|number| stage.lab.start_proxy(number))?;
+    let addresses = |lab: &Tollgate, name: &str| -> Result<Vec<String>> {
+        let node = lab.object(Key::node(name))?;
+        let all = node["status"]["addresses"].as_array().context("a Node has addresses")?;
+        Ok(all.iter().filter_map(|address| Some(address["address"].as_str()?.to_owned())).collect())
+    };
+    let [before, others] = ["node-2", "node-1"].map(|name| addresses(&stage.lab, name));
+    let (before, others) = (before?, others?);
+    // The address that a default route prefers is the primary one.
+    for number in [1, 2] {
+        let ip = stage.lab.cluster().node(number).second_ip(family);
+        let version = if family == Family::V4 { "-4" } else { "-6" };
+        let replace = |ip| format!("ip {version} route replace default via {} src {ip}", address::GATEWAY.of(family));
+        run_on(stage.lab.cluster().node(number), &replace(ip))?;
+    }
+    let ip = stage.lab.cluster().node(2).second_ip(family).to_string();
+    eventually("the Node object to have the new address", || {
+        let now = addresses(&stage.lab, "node-2")?;
+        ensure!(now.len() == before.len() && now.contains(&ip), "{now:?} after {before:?}");
+        Ok(())
+    })?;
+    ensure!(addresses(&stage.lab, "node-1")? == others, "a Node that somebody has written was changed");
+    Ok(())
 }
 
 fn secured_lab(mode: Mode) -> Result<Tollgate> {

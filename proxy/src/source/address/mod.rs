@@ -4,6 +4,7 @@
 //! - `read`: what the kernel holds, and which of it are the node's addresses, the primary ones first.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use netlink_packet_route::link::LinkFlags;
 use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_sys::SocketAddr;
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+use tollgate_model::name::IpFamily;
 use tollgate_model::node::NodeAddresses;
 use tollgate_model::store::Event;
 
@@ -65,6 +67,7 @@ pub enum Error {
 pub struct Addresses {
     netlink: Netlink,
     known: NodeAddresses,
+    primary: watch::Sender<Vec<IpAddr>>,
     metrics: Arc<Metrics>,
 }
 
@@ -84,7 +87,8 @@ impl Addresses {
         // Joined before the first look, so that nothing is missed between the two.
         let netlink = Netlink::open()?;
         let known = read::addresses(&netlink.requests).await?;
-        let opened = Self { netlink, known, metrics };
+        let primary = watch::Sender::new(primary(&known));
+        let opened = Self { netlink, known, primary, metrics };
         opened.count();
         Ok(opened)
     }
@@ -93,6 +97,12 @@ impl Addresses {
     #[must_use]
     pub fn known(&self) -> &NodeAddresses {
         &self.known
+    }
+
+    /// The primary address of each family, the newest.
+    #[must_use]
+    pub fn primary(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.primary.subscribe()
     }
 
     /// Watches for ever; ends only when nobody takes its updates any more.
@@ -132,6 +142,8 @@ impl Addresses {
         let come: Vec<_> = now.addresses.iter().filter(|ip| !self.known.addresses.contains(ip)).collect();
         tracing::info!(?come, ?gone, primary = ?now.addresses.first(), "the node's addresses changed");
         self.known = now;
+        let primary = primary(&self.known);
+        self.primary.send_if_modified(|before| std::mem::replace(before, primary.clone()) != primary);
         self.count();
         // Nobody takes it: the daemon ends.
         let _ended = updates.send(self.update()).await;
@@ -145,6 +157,10 @@ impl Addresses {
     fn count(&self) {
         self.metrics.node_addresses.set(i64::try_from(self.known.addresses.len()).unwrap_or(i64::MAX));
     }
+}
+
+fn primary(known: &NodeAddresses) -> Vec<IpAddr> {
+    IpFamily::ALL.into_iter().filter_map(|family| known.primary(family)).collect()
 }
 
 impl Netlink {
