@@ -4,11 +4,11 @@
 use std::fmt;
 
 use tollgate_model::name::IpFamily;
+use tollgate_nftables::Family;
+use tollgate_nftables::chain::{Base, Chain, Hook};
+use tollgate_nftables::socket::{Failure, Socket};
 
 use super::iptables::legacy_forward_drop;
-use super::nftables::netlink::chain::{Base, Chain, Hook};
-use super::nftables::netlink::socket::{Failure, Socket};
-use super::nftables::netlink::{NFPROTO_INET, nfproto};
 
 /// A chain that drops what its rules do not accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,7 +64,7 @@ fn of_nftables(families: &[IpFamily]) -> Result<Vec<DropPolicy>, Failure> {
     let mut socket = Socket::open().map_err(Failure::Receive)?;
     let mut found = Vec::new();
     for family in families.iter().copied().map(TableFamily::One).chain([TableFamily::Inet]) {
-        let chains = socket.chains_of_all(family.nfproto())?;
+        let chains = socket.chains_of_all(family.of_tables())?;
         found.extend(chains.iter().filter_map(|(table, chain)| DropPolicy::of_chain(family, table, chain)));
     }
     Ok(found)
@@ -93,10 +93,11 @@ fn accept_with(command: &str) -> String {
 }
 
 impl TableFamily {
-    fn nfproto(self) -> u8 {
+    fn of_tables(self) -> Family {
         match self {
-            Self::One(family) => nfproto(family),
-            Self::Inet => NFPROTO_INET,
+            Self::One(IpFamily::V4) => Family::Ip,
+            Self::One(IpFamily::V6) => Family::Ip6,
+            Self::Inet => Family::Inet,
         }
     }
 }

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use tollgate_model::name::IpFamily;
+use tollgate_nftables::socket::{Failure, Socket};
 
 use super::name::{self, SetName};
 use super::object::Table;
 use super::readback::{self, Listing};
 use super::transaction::{self, BatchSize, Step};
 use super::variant::{Traces, Variant, choose};
-use crate::backend::nftables::netlink::socket::{Failure, Socket};
 
 /// Where commands are looked for besides `PATH`, which often lacks these for users that are not root.
 const DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use tollgate_model::name::{IpFamily, Protocol};
 
-use super::netlink::Table;
-use super::netlink::attribute::Bytes;
-use super::netlink::chain::{Base, Hook};
-use super::netlink::rule::Rule;
-use super::netlink::set::{DataType, Declaration, Fields, Set};
-use super::netlink::term::{
-    ADDRESS_LOCAL, CT_STATE_INVALID, CT_STATUS_DNAT, Ct, Field, Meta, Term, map, random, source_address_type, value,
-};
 use super::object::{Chain, ChainName, FixedChain, SetName};
 use super::word::{Balance, PoolKind};
+use tollgate_nftables::Table;
+use tollgate_nftables::attribute::Bytes;
+use tollgate_nftables::chain::{Base, Hook};
+use tollgate_nftables::rule::Rule;
+use tollgate_nftables::set::{DataType, Declaration, Fields, Set};
+use tollgate_nftables::term::{
+    ADDRESS_LOCAL, CT_STATE_INVALID, CT_STATUS_DNAT, Ct, Field, Meta, Term, map, random, source_address_type, value,
+};
 
 /// What the rules of one family's table depend on, besides the elements of its sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,11 +69,11 @@ impl Style {
     }
 
     fn saddr(&self) -> Term {
-        Field::Saddr(self.family).into()
+        Field::Saddr(addresses(self.family)).into()
     }
 
     fn daddr(&self) -> Term {
-        Field::Daddr(self.family).into()
+        Field::Daddr(addresses(self.family)).into()
     }
 
     /// How a set is declared.
@@ -81,14 +81,14 @@ impl Style {
     /// `typeof` keys make a listing print words and slots readably. Endpoints need one map for each protocol: for a map whose
     /// data is `ip daddr . th dport`, nft cannot load what it lists, `tcp dnat ... map` ("conflicting protocols").
     pub(crate) fn set(&self, set: &SetName) -> Set {
-        let address = || Fields::Type(vec![DataType::address(self.family)]);
+        let address = || Fields::Type(vec![DataType::address(addresses(self.family))]);
         let frontend = || Fields::Typeof(vec![self.daddr(), Meta::L4proto.into(), Field::AnyDport.into()]);
         let (purpose, declaration) = match set {
             SetName::LocalPods => ("addresses of local pods", Declaration::set(address()).interval()),
             SetName::ServiceCidrs => ("ranges of ClusterIPs", Declaration::set(address()).interval()),
             SetName::ClusterIps => ("ClusterIPs that a Service holds", Declaration::set(address())),
             SetName::Hairpin => {
-                let twice = Fields::Type(vec![DataType::address(self.family); 2]);
+                let twice = Fields::Type(vec![DataType::address(addresses(self.family)); 2]);
                 ("endpoints of this node", Declaration::set(twice))
             }
             SetName::NodeportIps => ("addresses that answer NodePorts", Declaration::set(address())),
@@ -121,11 +121,11 @@ impl Style {
     }
 
     fn slots(&self, protocol: Protocol) -> Declaration {
-        Declaration::map(slot_key(), Fields::Typeof(vec![self.daddr(), Field::Dport(protocol).into()]))
+        Declaration::map(slot_key(), Fields::Typeof(vec![self.daddr(), Field::Dport(wire(protocol)).into()]))
     }
 
     fn refs(&self) -> Declaration {
-        let endpoint = Fields::Type(vec![DataType::address(self.family), DataType::InetService]);
+        let endpoint = Fields::Type(vec![DataType::address(addresses(self.family)), DataType::InetService]);
         Declaration::map(Fields::Type(vec![DataType::Classid]), endpoint)
     }
 
@@ -158,8 +158,8 @@ impl Style {
     fn fixed(&self, chain: FixedChain) -> Vec<Rule> {
         match chain {
             FixedChain::Refuse => vec![
-                rule("no-endpoints-reject").protocol(Protocol::Tcp).reset(),
-                rule("no-endpoints-reject").reject(self.family),
+                rule("no-endpoints-reject").protocol(wire(Protocol::Tcp)).reset(),
+                rule("no-endpoints-reject").reject(addresses(self.family)),
             ],
             FixedChain::OffCluster => self.off_cluster(),
             FixedChain::Pool => {
@@ -303,17 +303,32 @@ impl Style {
     /// To one of a pool's first `count` slots.
     fn dnat_to_slot(&self, protocol: Protocol, count: u32) -> Rule {
         let key = [word() & NUMBER_AND_POOL, random(count)];
-        rule("").protocol(protocol).dnat(self.family, key, SetName::slots(protocol).as_str())
+        rule("").protocol(wire(protocol)).dnat(addresses(self.family), key, SetName::slots(protocol).as_str())
     }
 
     fn dnat_to_ref(&self, pool: PoolKind, protocol: Protocol) -> Rule {
-        rule("").protocol(protocol).dnat(self.family, [word()], SetName::refs(pool).as_str())
+        rule("").protocol(wire(protocol)).dnat(addresses(self.family), [word()], SetName::refs(pool).as_str())
     }
 }
 
 /// The table of a family.
 pub(crate) fn table(family: IpFamily) -> Table {
-    Table { family, name: "tollgate" }
+    Table { family: addresses(family).into(), name: "tollgate" }
+}
+
+fn addresses(family: IpFamily) -> tollgate_nftables::IpFamily {
+    match family {
+        IpFamily::V4 => tollgate_nftables::IpFamily::V4,
+        IpFamily::V6 => tollgate_nftables::IpFamily::V6,
+    }
+}
+
+fn wire(protocol: Protocol) -> tollgate_nftables::Protocol {
+    match protocol {
+        Protocol::Tcp => tollgate_nftables::Protocol::Tcp,
+        Protocol::Udp => tollgate_nftables::Protocol::Udp,
+        Protocol::Sctp => tollgate_nftables::Protocol::Sctp,
+    }
 }
 
 /// What calls a chain, besides rules.

@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tollgate_model::name::Protocol;
 
-use super::netlink::attribute::Bytes;
-use super::netlink::element::{Data, Element};
-use super::netlink::expression::Verdict as KernelVerdict;
 use super::object::{ChainName, ElementKey, ForeignKey, SetName, Value, Verdict};
 use super::word::Word;
+use tollgate_nftables::attribute::Bytes;
+use tollgate_nftables::element::{Data, Element};
+use tollgate_nftables::expression::Verdict as KernelVerdict;
 
 // === writing ===
 

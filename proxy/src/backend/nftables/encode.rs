@@ -2,10 +2,10 @@
 
 use super::chain::Style;
 use super::element::{elements, keys};
-use super::netlink::Table;
-use super::netlink::batch::Batch;
-use super::netlink::chain::Chain as KernelChain;
 use super::object::{ChainName, Changes, ElementKey, Key, SetName, Value};
+use tollgate_nftables::Table;
+use tollgate_nftables::batch::Batch;
+use tollgate_nftables::chain::Chain as KernelChain;
 
 /// Adds to `batch` what makes `changes` to a table. First everything goes, from what refers to what is referred to; then
 /// everything comes, the other way round.

@@ -9,12 +9,12 @@ use tollgate_model::name::IpFamily;
 
 use super::chain::{Style, table};
 use super::encode::encode;
-use super::netlink::Table;
-use super::netlink::batch::Batch;
-use super::netlink::socket::{Failure, Socket};
 use super::object::Changes;
 use super::readback::{self, Listed};
 use super::transaction::TableChanges;
+use tollgate_nftables::Table;
+use tollgate_nftables::batch::Batch;
+use tollgate_nftables::socket::{Failure, Socket};
 
 /// How often `observe` reads the tables anew because they changed meanwhile.
 const READS: u32 = 3;

@@ -2,7 +2,7 @@
 //! and why it is laid out like this: README.md beside this file.
 //!
 //! ```text
-//! Snapshot ──▶ plan ──▶ object::diff ──▶ transaction ──▶ encode ──▶ kernel ──▶ netlink
+//! Snapshot ──▶ plan ──▶ object::diff ──▶ transaction ──▶ encode ──▶ kernel
 //!                            ▲                                        │
 //!                            └────────────── readback ◀───────────────┘  only for a full sync
 //! ```
@@ -13,7 +13,7 @@
 //! - `plan`, `placement`, `number`: Service ports to objects.
 //! - `transaction`: what one commit changes, and smaller ones when it is refused.
 //! - `encode`, `readback`, `element`: objects to the kernel's messages, and back.
-//! - `kernel`, `netlink`: the socket, and what goes over it.
+//! - `kernel`: the socket; the crate `tollgate-nftables` has what goes over it.
 //! - `observe`: what the kernel holds, by Service port.
 
 use std::collections::BTreeMap;
@@ -26,13 +26,13 @@ use tollgate_model::name::{IpFamily, ServicePortName};
 use tollgate_model::snapshot::{ServicePort, Snapshot};
 
 use self::kernel::{Generation, Kernel};
-use self::netlink::rule::Rule;
 use self::object::{Key, Objects, SetName, Value};
 use self::plan::{Edit, Plan};
 use self::readback::Listed;
 use self::transaction::TableChanges;
 use super::{Backend, DetectLocal, NodeConfig, Observed, Report, Scope, bridge, forward};
 use crate::conntrack;
+use tollgate_nftables::rule::Rule;
 
 pub use self::kernel::Error as KernelError;
 
@@ -40,7 +40,6 @@ mod chain;
 mod element;
 mod encode;
 mod kernel;
-pub(super) mod netlink;
 mod number;
 mod object;
 mod observe;

@@ -12,11 +12,11 @@ use ipnet::IpNet;
 use tollgate_model::endpoint::Endpoint;
 use tollgate_model::name::Protocol;
 
-use super::netlink::attribute::Bytes;
-use super::netlink::chain::Base;
-use super::netlink::rule::Rule;
-use super::netlink::set::Shape;
 use super::word::{Balance, PoolKind, Word};
+use tollgate_nftables::attribute::Bytes;
+use tollgate_nftables::chain::Base;
+use tollgate_nftables::rule::Rule;
+use tollgate_nftables::set::Shape;
 
 /// Everything in one table.
 pub(crate) type Objects = BTreeMap<Key, Value>;

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::element::{read_key, read_ranges, read_value};
-use super::netlink::Table;
-use super::netlink::element::Element;
-use super::netlink::set::Set;
-use super::netlink::socket::{Failure, Socket};
 use super::object::{Chain, ChainName, Key, Objects, SetName, Value};
+use tollgate_nftables::Table;
+use tollgate_nftables::element::Element;
+use tollgate_nftables::set::Set;
+use tollgate_nftables::socket::{Failure, Socket};
 
 /// One table, as the kernel has it.
 #[derive(Debug, Default, PartialEq)]

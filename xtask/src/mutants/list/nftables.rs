@@ -2,7 +2,7 @@
 
 use super::{Mutant, mutant};
 
-const BATCH: &str = "proxy/src/backend/nftables/netlink/batch.rs";
+const BATCH: &str = "proxy/nftables/src/batch.rs";
 const CHAIN: &str = "proxy/src/backend/nftables/chain.rs";
 const FORWARD: &str = "proxy/src/backend/forward.rs";
 const NFTABLES: &str = "proxy/src/backend/nftables/mod.rs";

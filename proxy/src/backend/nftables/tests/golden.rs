@@ -1,10 +1,13 @@
 //! Whole texts, as a reader of the layout expects them.
 
+use std::process::Command;
+
 use FrontendOrigin::{ExternalIp, LoadBalancerIp};
+
+use nix::sched::{CloneFlags, unshare};
 
 use super::*;
 use crate::backend::nftables::kernel::Kernel;
-use crate::backend::nftables::netlink::tests::{isolated, nft};
 use crate::backend::nftables::object::{ChainName, FixedChain, Key, SetName, Value};
 use crate::backend::nftables::transaction::TableChanges;
 use crate::backend::nftables::word::Balance;
@@ -32,6 +35,22 @@ fn sample() -> Services {
             &[],
         ),
     ])
+}
+
+/// Runs a test on a thread that has a network namespace of its own; what it starts inherits that.
+fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run as root, or under `unshare -rn`");
+        test()
+    });
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+#[track_caller]
+fn nft(arguments: &[&str]) -> String {
+    let output = Command::new("nft").args(arguments).env("LC_ALL", "C").output().unwrap();
+    assert!(output.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[track_caller]
@@ -67,7 +86,7 @@ fn sample_plan(family: IpFamily) -> Plan {
 #[test]
 fn a_table_is_listed_as_its_reader_expects() {
     for family in IpFamily::ALL {
-        let found = committed(&sample_plan(family), |_| nft(&["-s", "list", "ruleset"], ""));
+        let found = committed(&sample_plan(family), |_| nft(&["-s", "list", "ruleset"]));
         assert_text(&family.to_string(), &found, listing(family));
     }
 }
@@ -86,7 +105,9 @@ fn what_was_written_is_read_back() {
 fn nft_means_the_same_by_what_it_lists() {
     for family in IpFamily::ALL {
         let listed = isolated(move || {
-            nft(&["-f", "-"], listing(family));
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(&file, listing(family)).unwrap();
+            nft(&["-f", &file.path().to_string_lossy()]);
             Kernel::open().unwrap().list(family).unwrap().unwrap()
         });
         let mut changes = diff(&listed.objects, &sample_plan(family).objects());
@@ -104,7 +125,7 @@ fn nft_means_the_same_by_what_it_lists() {
 
 /// The rules of a chain as nft lists them, without their comments.
 fn rules(chain: FixedChain) -> Vec<String> {
-    let listed = nft(&["list", "chain", "ip", "tollgate", chain.as_str()], "");
+    let listed = nft(&["list", "chain", "ip", "tollgate", chain.as_str()]);
     let is_rule = |line: &&str| line.starts_with("\t\t");
     let without_comment = |line: &str| line.split(" comment ").next().unwrap_or_default().trim().to_owned();
     listed.lines().filter(is_rule).map(without_comment).collect()

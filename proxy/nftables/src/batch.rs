@@ -6,16 +6,16 @@
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST};
 
-use super::attribute::{Writer, attributes, read_text};
-use super::chain::{Chain, write_name, write_table};
-use super::element::{self, Element, NFTA_SET_ELEM_LIST_ELEMENTS};
-use super::rule::{Rule, write_flush};
-use super::set::Set;
-use super::{Table, nfproto};
+use crate::Table;
+use crate::attribute::{Writer, attributes, read_text};
+use crate::chain::{Chain, write_name, write_table};
+use crate::element::{self, Element, NFTA_SET_ELEM_LIST_ELEMENTS};
+use crate::rule::{Rule, write_flush};
+use crate::set::Set;
 
 /// A transaction.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub struct Batch {
     writer: Writer,
     /// Where each message begins.
     messages: Vec<usize>,
@@ -49,76 +49,82 @@ const HEADER: usize = 16 + 4;
 /// From here on a list of elements goes on in another message; one more element stays well below 64 KiB.
 const LIST: usize = 60_000;
 
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Batch {
     /// Without any message yet.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         let mut batch = Self { writer: Writer::default(), messages: Vec::new(), sets: 0 };
         batch.frame(NFNL_MSG_BATCH_BEGIN);
         batch
     }
 
     /// Whether it would do nothing.
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.messages.len() == 1
     }
 
     /// How many bytes it has.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.writer.len()
     }
 
     // === what it does ===
 
     /// Adds a table, if it is not there.
-    pub(crate) fn add_table(&mut self, table: Table) {
+    pub fn add_table(&mut self, table: Table) {
         self.message(NFT_MSG_NEWTABLE, NLM_F_CREATE, table, |it| write_table(it, table.name));
     }
 
     /// Deletes a table with all that is in it.
-    pub(crate) fn delete_table(&mut self, table: Table) {
+    pub fn delete_table(&mut self, table: Table) {
         self.message(NFT_MSG_DELTABLE, 0, table, |it| write_table(it, table.name));
     }
 
     /// Adds a set or map.
-    pub(crate) fn add_set(&mut self, table: Table, set: &Set) {
+    pub fn add_set(&mut self, table: Table, set: &Set) {
         self.sets += 1;
         let id = self.sets;
         self.message(NFT_MSG_NEWSET, NLM_F_CREATE, table, |it| set.write(it, table.name, id));
     }
 
     /// Deletes a set or map with its elements.
-    pub(crate) fn delete_set(&mut self, table: Table, set: &str) {
+    pub fn delete_set(&mut self, table: Table, set: &str) {
         // Its name has the number that a chain's handle has; a set's attributes of these kinds are table and name.
         self.message(NFT_MSG_DELSET, 0, table, |it| element::write_set(it, table.name, set));
     }
 
     /// Adds a chain.
-    pub(crate) fn add_chain(&mut self, table: Table, chain: &Chain) {
+    pub fn add_chain(&mut self, table: Table, chain: &Chain) {
         self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, table, |it| chain.write(it, table.name));
     }
 
     /// Deletes a chain, which must be empty.
-    pub(crate) fn delete_chain(&mut self, table: Table, chain: &str) {
+    pub fn delete_chain(&mut self, table: Table, chain: &str) {
         self.message(NFT_MSG_DELCHAIN, 0, table, |it| write_name(it, table.name, chain));
     }
 
     /// Adds a rule at the end of a chain.
-    pub(crate) fn add_rule(&mut self, table: Table, chain: &str, rule: &Rule) {
+    pub fn add_rule(&mut self, table: Table, chain: &str, rule: &Rule) {
         self.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, table, |it| rule.write(it, table.name, chain));
     }
 
     /// Deletes the rules of a chain.
-    pub(crate) fn flush_chain(&mut self, table: Table, chain: &str) {
+    pub fn flush_chain(&mut self, table: Table, chain: &str) {
         self.message(NFT_MSG_DELRULE, 0, table, |it| write_flush(it, table.name, chain));
     }
 
     /// Adds elements; those that are there already, and the same, are no error.
-    pub(crate) fn add_elements(&mut self, table: Table, set: &str, elements: impl IntoIterator<Item = Element>) {
+    pub fn add_elements(&mut self, table: Table, set: &str, elements: impl IntoIterator<Item = Element>) {
         self.elements(NFT_MSG_NEWSETELEM, NLM_F_CREATE, table, set, elements);
     }
 
     /// Deletes elements, which must be there.
-    pub(crate) fn delete_elements(&mut self, table: Table, set: &str, elements: impl IntoIterator<Item = Element>) {
+    pub fn delete_elements(&mut self, table: Table, set: &str, elements: impl IntoIterator<Item = Element>) {
         self.elements(NFT_MSG_DELSETELEM, 0, table, set, elements);
     }
 
@@ -149,7 +155,7 @@ impl Batch {
     // === messages ===
 
     fn message(&mut self, kind: u16, flags: u16, table: Table, write: impl FnOnce(&mut Writer)) {
-        let start = self.begin(kind, flags, nfproto(table.family), 0);
+        let start = self.begin(kind, flags, table.family.number(), 0);
         write(&mut self.writer);
         self.end(start);
     }
@@ -174,7 +180,7 @@ impl Batch {
     /// The bytes to send: with numbers from `sequence` on, an acknowledgement asked for the last change alone (one for each
     /// could overflow the receive buffer, and errors come without being asked for), and its end; without that, the kernel
     /// checks everything and applies nothing. Returns the number of the message that is acknowledged.
-    pub(crate) fn seal(&mut self, sequence: u32, commits: bool) -> (&[u8], u32) {
+    pub fn seal(&mut self, sequence: u32, commits: bool) -> (&[u8], u32) {
         if commits {
             self.frame(NFNL_MSG_BATCH_END);
         }
@@ -188,7 +194,7 @@ impl Batch {
     }
 
     /// Takes back what [`seal`](Self::seal) added, so that it may be sent again.
-    pub(crate) fn unseal(&mut self) {
+    pub fn unseal(&mut self) {
         if let Some(end) = self.messages.pop_if(|end| read_u16(self.writer.as_slice(), *end + 4) == NFNL_MSG_BATCH_END)
         {
             self.writer.truncate(end);
@@ -196,7 +202,7 @@ impl Batch {
     }
 
     /// How many messages it has.
-    pub(crate) fn messages(&self) -> usize {
+    pub fn messages(&self) -> usize {
         self.messages.len()
     }
 
@@ -205,7 +211,7 @@ impl Batch {
     }
 
     /// What a message does, for an error about it.
-    pub(crate) fn describe(&self, message: usize) -> String {
+    pub fn describe(&self, message: usize) -> String {
         let bytes = self.writer.as_slice();
         let Some(start) = self.messages.get(message) else { return "the transaction".to_owned() };
         let end = self.messages.get(message + 1).copied().unwrap_or(bytes.len());

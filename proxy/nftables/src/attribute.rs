@@ -7,32 +7,32 @@ use netlink_packet_core::{NLA_F_NESTED, NLA_HEADER_SIZE, NlasIterator};
 
 /// A value as the kernel's registers hold it, at most `NFT_DATA_VALUE_MAXLEN` bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Bytes {
+pub struct Bytes {
     length: u8,
     bytes: [u8; Bytes::MAX],
 }
 
 /// Collects attributes.
 #[derive(Debug, Default)]
-pub(crate) struct Writer {
+pub struct Writer {
     bytes: Vec<u8>,
 }
 
 impl Bytes {
     /// The longest value.
-    pub(crate) const MAX: usize = 64;
+    pub const MAX: usize = 64;
     /// No bytes.
-    pub(crate) const EMPTY: Self = Self { length: 0, bytes: [0; Self::MAX] };
+    pub const EMPTY: Self = Self { length: 0, bytes: [0; Self::MAX] };
 
     /// These bytes; what is beyond [`MAX`](Self::MAX) is cut off.
-    pub(crate) fn new(bytes: &[u8]) -> Self {
+    pub fn new(bytes: &[u8]) -> Self {
         let mut made = Self::EMPTY;
         made.push(bytes);
         made
     }
 
     /// Appends bytes as they are.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, bytes: &[u8]) {
         let start = usize::from(self.length);
         let room = &mut self.bytes[start..];
         let count = bytes.len().min(room.len());
@@ -42,7 +42,7 @@ impl Bytes {
     }
 
     /// Appends a part of a concatenation, each of which fills whole 32-bit registers.
-    pub(crate) fn push_part(&mut self, bytes: &[u8]) {
+    pub fn push_part(&mut self, bytes: &[u8]) {
         self.push(bytes);
         self.push(&[0; 3][..bytes.len().next_multiple_of(4) - bytes.len()]);
     }
@@ -71,49 +71,54 @@ impl From<u32> for Bytes {
 
 impl Writer {
     /// What was collected.
-    pub(crate) fn as_slice(&self) -> &[u8] {
+    pub fn as_slice(&self) -> &[u8] {
         &self.bytes
     }
 
     /// How many bytes that is.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
+    /// Whether nothing was collected.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// Forgets what comes after the first `length` bytes.
-    pub(crate) fn truncate(&mut self, length: usize) {
+    pub fn truncate(&mut self, length: usize) {
         self.bytes.truncate(length);
     }
 
     /// Bytes that are no attribute.
-    pub(crate) fn put_raw(&mut self, bytes: &[u8]) {
+    pub fn put_raw(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }
 
     /// Overwrites bytes that were collected before.
-    pub(crate) fn patch(&mut self, at: usize, bytes: &[u8]) {
+    pub fn patch(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     /// An attribute.
-    pub(crate) fn put(&mut self, kind: u16, value: &[u8]) {
+    pub fn put(&mut self, kind: u16, value: &[u8]) {
         let start = self.begin(kind);
         self.bytes.extend_from_slice(value);
         self.end(start);
     }
 
     /// A number. nf_tables has them all in network byte order.
-    pub(crate) fn put_u32(&mut self, kind: u16, value: u32) {
+    pub fn put_u32(&mut self, kind: u16, value: u32) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// A longer number.
-    pub(crate) fn put_u64(&mut self, kind: u16, value: u64) {
+    pub fn put_u64(&mut self, kind: u16, value: u64) {
         self.put(kind, &value.to_be_bytes());
     }
 
     /// A text, ended by a zero.
-    pub(crate) fn put_text(&mut self, kind: u16, value: &str) {
+    pub fn put_text(&mut self, kind: u16, value: &str) {
         let start = self.begin(kind);
         self.bytes.extend_from_slice(value.as_bytes());
         self.bytes.push(0);
@@ -121,14 +126,14 @@ impl Writer {
     }
 
     /// An attribute made of attributes.
-    pub(crate) fn nest(&mut self, kind: u16, parts: impl FnOnce(&mut Self)) {
+    pub fn nest(&mut self, kind: u16, parts: impl FnOnce(&mut Self)) {
         let start = self.begin(kind | NLA_F_NESTED);
         parts(self);
         self.end(start);
     }
 
     /// Begins an attribute whose value is written next. Returns where it begins, for [`end`](Self::end).
-    pub(crate) fn begin(&mut self, kind: u16) -> usize {
+    pub fn begin(&mut self, kind: u16) -> usize {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -136,7 +141,7 @@ impl Writer {
     }
 
     /// Ends an attribute.
-    pub(crate) fn end(&mut self, start: usize) {
+    pub fn end(&mut self, start: usize) {
         // No caller makes one that is longer: names and comments are short, and lists of elements are cut in time.
         let length = u16::try_from(self.bytes.len() - start).unwrap_or(u16::MAX);
         self.patch(start, &length.to_ne_bytes());
@@ -146,7 +151,7 @@ impl Writer {
 
 /// The attributes in these bytes: their kinds and values. Stops where they stop making sense; what is missing then is
 /// noticed by whoever needs it.
-pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     NlasIterator::new(bytes).map_while(Result::ok).map(|attribute| {
         let (kind, length) = (attribute.kind(), usize::from(attribute.length()));
         (kind, &attribute.into_inner()[NLA_HEADER_SIZE..length])
@@ -154,16 +159,16 @@ pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// A number that was written by [`Writer::put_u32`].
-pub(crate) fn read_u32(value: &[u8]) -> Option<u32> {
+pub fn read_u32(value: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(value.try_into().ok()?))
 }
 
 /// A number that was written by [`Writer::put_u64`].
-pub(crate) fn read_u64(value: &[u8]) -> Option<u64> {
+pub fn read_u64(value: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(value.try_into().ok()?))
 }
 
 /// A text up to its zero.
-pub(crate) fn read_text(value: &[u8]) -> Option<&str> {
+pub fn read_text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value.split(|byte| *byte == 0).next()?).ok()
 }

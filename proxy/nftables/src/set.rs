@@ -2,26 +2,25 @@
 
 use std::fmt;
 
-use tollgate_model::name::IpFamily;
-
-use super::attribute::{Writer, attributes, read_text, read_u32, read_u64};
-use super::expression::{Expression, write_list};
-use super::term::Term;
+use crate::IpFamily;
+use crate::attribute::{Writer, attributes, read_text, read_u32, read_u64};
+use crate::expression::{Expression, write_list};
+use crate::term::Term;
 
 /// A set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Set {
+pub struct Set {
     /// Its name.
-    pub(crate) name: Box<str>,
+    pub name: Box<str>,
     /// What the kernel makes of it.
-    pub(crate) shape: Shape,
+    pub shape: Shape,
     /// What nft prints of it, as nft writes it.
-    pub(crate) userdata: Vec<u8>,
+    pub userdata: Vec<u8>,
 }
 
 /// What tells one set from another in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub struct Shape {
     flags: u32,
     key_type: u32,
     key_length: u32,
@@ -37,7 +36,7 @@ pub(crate) struct Shape {
 
 /// A declaration.
 #[derive(Debug)]
-pub(crate) struct Declaration {
+pub struct Declaration {
     key: Fields,
     data: Option<Data>,
     flags: u32,
@@ -48,7 +47,7 @@ pub(crate) struct Declaration {
 
 /// The parts of a key or of a value.
 #[derive(Clone, Debug)]
-pub(crate) enum Fields {
+pub enum Fields {
     /// `type`: by the names of types.
     Type(Vec<DataType>),
     /// `typeof`: by what is looked up.
@@ -64,10 +63,12 @@ enum Data {
 
 /// nft's types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DataType {
+#[expect(missing_docs, reason = "they have nft's names")]
+pub enum DataType {
     Integer,
     Ipv4Addr,
     Ipv6Addr,
+    EtherAddr,
     InetProto,
     InetService,
     Mark,
@@ -77,7 +78,7 @@ pub(crate) enum DataType {
 
 /// User data of sets: kinds, lengths and values, one within the other.
 #[derive(Debug, Default)]
-pub(crate) struct Userdata(Vec<u8>);
+pub struct Userdata(Vec<u8>);
 
 /// `enum nft_set_flags`.
 const ANONYMOUS: u32 = 0x1;
@@ -125,22 +126,22 @@ const TYPE_BITS: u32 = 6;
 
 impl Declaration {
     /// A set.
-    pub(crate) fn set(key: Fields) -> Self {
+    pub fn set(key: Fields) -> Self {
         Self { key, data: None, flags: 0, size: 0, is_counted: false, comment: String::new() }
     }
 
     /// A map.
-    pub(crate) fn map(key: Fields, data: Fields) -> Self {
+    pub fn map(key: Fields, data: Fields) -> Self {
         Self { data: Some(Data::Fields(data)), flags: MAP, ..Self::set(key) }
     }
 
     /// A map to verdicts.
-    pub(crate) fn vmap(key: Fields) -> Self {
+    pub fn vmap(key: Fields) -> Self {
         Self { data: Some(Data::Verdict), flags: MAP, ..Self::set(key) }
     }
 
     /// `flags interval`: elements may be ranges.
-    pub(crate) fn interval(mut self) -> Self {
+    pub fn interval(mut self) -> Self {
         self.flags |= INTERVAL;
         // Ranges in a concatenation are another sort of set.
         if self.key.count() > 1 {
@@ -150,26 +151,26 @@ impl Declaration {
     }
 
     /// `flags dynamic,timeout; size N`: packets write it.
-    pub(crate) fn dynamic(mut self, size: u32) -> Self {
+    pub fn dynamic(mut self, size: u32) -> Self {
         self.flags |= DYNAMIC | TIMEOUT;
         self.size = size;
         self
     }
 
     /// `counter`: each element counts the packets that meet it.
-    pub(crate) fn counter(mut self) -> Self {
+    pub fn counter(mut self) -> Self {
         self.is_counted = true;
         self
     }
 
     /// With a comment.
-    pub(crate) fn comment(mut self, comment: &str) -> Self {
+    pub fn comment(mut self, comment: &str) -> Self {
         comment.clone_into(&mut self.comment);
         self
     }
 
     /// By a name.
-    pub(crate) fn named(&self, name: &str) -> Set {
+    pub fn named(&self, name: &str) -> Set {
         let (data_type, data_length) = match &self.data {
             None => (0, 0),
             Some(Data::Verdict) => (VERDICT, 0),
@@ -251,7 +252,13 @@ impl Fields {
     fn byte_order(&self) -> u32 {
         match self.types()[..] {
             [DataType::Mark | DataType::Classid | DataType::Integer | DataType::Ifname] => 1,
-            [DataType::Ipv4Addr | DataType::Ipv6Addr | DataType::InetProto | DataType::InetService] => 2,
+            [
+                DataType::Ipv4Addr
+                | DataType::Ipv6Addr
+                | DataType::EtherAddr
+                | DataType::InetProto
+                | DataType::InetService,
+            ] => 2,
             _ => 0,
         }
     }
@@ -284,7 +291,7 @@ impl Data {
 
 impl DataType {
     /// The type of a family's addresses.
-    pub(crate) fn address(family: IpFamily) -> Self {
+    pub fn address(family: IpFamily) -> Self {
         match family {
             IpFamily::V4 => Self::Ipv4Addr,
             IpFamily::V6 => Self::Ipv6Addr,
@@ -297,6 +304,7 @@ impl DataType {
             Self::Integer => 4,
             Self::Ipv4Addr => 7,
             Self::Ipv6Addr => 8,
+            Self::EtherAddr => 9,
             Self::InetProto => 12,
             Self::InetService => 13,
             Self::Mark => 19,
@@ -310,6 +318,7 @@ impl DataType {
             Self::InetProto => 1,
             Self::InetService => 2,
             Self::Integer | Self::Ipv4Addr | Self::Mark | Self::Classid => 4,
+            Self::EtherAddr => 6,
             Self::Ipv6Addr | Self::Ifname => 16,
         }
     }
@@ -323,7 +332,7 @@ impl Userdata {
     }
 
     /// A number, in the machine's byte order.
-    pub(crate) fn put_u32(&mut self, kind: u8, value: u32) {
+    pub fn put_u32(&mut self, kind: u8, value: u32) {
         self.put(kind, &value.to_ne_bytes());
     }
 
@@ -340,7 +349,7 @@ impl Userdata {
     }
 
     /// What stands for one of nft's expressions.
-    pub(crate) fn expression(&mut self, number: u32, parts: impl FnOnce(&mut Self)) {
+    pub fn expression(&mut self, number: u32, parts: impl FnOnce(&mut Self)) {
         self.put_u32(TYPEOF_EXPRESSION, number);
         self.nest(TYPEOF_DATA, parts);
     }
@@ -350,17 +359,17 @@ impl Userdata {
 
 impl Shape {
     /// Whether elements may be ranges, each of which is two elements: where it begins and where it is over.
-    pub(crate) fn has_ends(&self) -> bool {
+    pub fn has_ends(&self) -> bool {
         self.flags & (INTERVAL | CONCAT) == INTERVAL
     }
 
     /// Whether packets write its elements.
-    pub(crate) fn is_dynamic(&self) -> bool {
+    pub fn is_dynamic(&self) -> bool {
         self.flags & DYNAMIC > 0
     }
 
     /// Whether it is a part of a rule, and comes and goes with it.
-    pub(crate) fn is_anonymous(&self) -> bool {
+    pub fn is_anonymous(&self) -> bool {
         self.flags & ANONYMOUS > 0
     }
 }
@@ -378,7 +387,7 @@ impl fmt::Display for Shape {
 
 impl Set {
     /// The attributes of a message that adds it; `id` is another for each set in a transaction.
-    pub(crate) fn write(&self, writer: &mut Writer, table: &str, id: u32) {
+    pub fn write(&self, writer: &mut Writer, table: &str, id: u32) {
         let shape = &self.shape;
         writer.put_text(NFTA_SET_TABLE, table);
         writer.put_text(NFTA_SET_NAME, &self.name);
@@ -405,7 +414,7 @@ impl Set {
     }
 
     /// Reads one.
-    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+    pub fn read(bytes: &[u8]) -> Option<Self> {
         let (mut name, mut shape, mut userdata) = (None, Shape::default(), Vec::new());
         for (kind, value) in attributes(bytes) {
             match kind {
@@ -419,7 +428,7 @@ impl Set {
                 NFTA_SET_DESC => shape.read_description(value)?,
                 NFTA_SET_USERDATA => userdata = value.to_vec(),
                 NFTA_SET_EXPR => shape.expressions = vec![Expression::read(value)],
-                NFTA_SET_EXPRESSIONS => shape.expressions = super::expression::read_list(value),
+                NFTA_SET_EXPRESSIONS => shape.expressions = crate::expression::read_list(value),
                 _ => {}
             }
         }

@@ -1,29 +1,29 @@
 //! Elements of sets and maps.
 
-use super::attribute::{Bytes, Writer, attributes, read_u32};
-use super::expression::{Read, Verdict, packets, read_data, read_value, write_value};
-use super::rule::{read_comment, write_comment};
+use crate::attribute::{Bytes, Writer, attributes, read_u32};
+use crate::expression::{Read, Verdict, packets, read_data, read_value, write_value};
+use crate::rule::{read_comment, write_comment};
 
 /// An element.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Element {
+pub struct Element {
     /// The key, or where a range begins or is over.
-    pub(crate) key: Bytes,
+    pub key: Bytes,
     /// The last key of a range of a concatenation.
-    pub(crate) last: Option<Bytes>,
+    pub last: Option<Bytes>,
     /// Whether the range that began before this key is over at it.
-    pub(crate) is_end: bool,
+    pub is_end: bool,
     /// What a map leads to.
-    pub(crate) data: Option<Data>,
+    pub data: Option<Data>,
     /// How many packets met it, where that is counted.
-    pub(crate) packets: Option<u64>,
+    pub packets: Option<u64>,
     /// For readers.
-    pub(crate) comment: Box<str>,
+    pub comment: Box<str>,
 }
 
 /// What a map leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Data {
+pub enum Data {
     /// A value.
     Value(Bytes),
     /// A verdict.
@@ -49,22 +49,37 @@ pub(crate) const NFTA_LIST_ELEM: u16 = 1;
 
 impl Element {
     /// An element of a set.
-    pub(crate) fn new(key: Bytes) -> Self {
+    pub fn new(key: Bytes) -> Self {
         Self { key, last: None, is_end: false, data: None, packets: None, comment: Box::default() }
     }
 
+    /// As one that leads to a value.
+    pub fn value(self, value: Bytes) -> Self {
+        Self { data: Some(Data::Value(value)), ..self }
+    }
+
+    /// As one that leads to a verdict.
+    pub fn verdict(self, verdict: Verdict) -> Self {
+        Self { data: Some(Data::Verdict(verdict)), ..self }
+    }
+
+    /// With a comment.
+    pub fn comment(self, comment: &str) -> Self {
+        Self { comment: comment.into(), ..self }
+    }
+
     /// Up to and with that key, in a concatenation.
-    pub(crate) fn up_to(self, last: Bytes) -> Self {
+    pub fn up_to(self, last: Bytes) -> Self {
         Self { last: Some(last), ..self }
     }
 
     /// As the key at which the range before it is over.
-    pub(crate) fn end(self) -> Self {
+    pub fn end(self) -> Self {
         Self { is_end: true, ..self }
     }
 
     /// As one of a list of elements.
-    pub(crate) fn write(&self, list: &mut Writer) {
+    pub fn write(&self, list: &mut Writer) {
         list.nest(NFTA_LIST_ELEM, |element| {
             if self.is_end {
                 element.put_u32(NFTA_SET_ELEM_FLAGS, NFT_SET_ELEM_INTERVAL_END);
@@ -85,7 +100,7 @@ impl Element {
     }
 
     /// Reads one of a list.
-    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+    pub fn read(bytes: &[u8]) -> Option<Self> {
         let mut element = Self::new(Bytes::EMPTY);
         for (kind, value) in attributes(bytes) {
             match kind {

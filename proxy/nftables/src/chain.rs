@@ -1,36 +1,41 @@
 //! Chains and tables.
 
-use super::attribute::{Writer, attributes, read_text, read_u32};
+use crate::attribute::{Writer, attributes, read_text, read_u32};
 
 /// A chain, without its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Chain {
+pub struct Chain {
     /// Its name.
-    pub(crate) name: Box<str>,
+    pub name: Box<str>,
     /// What calls it, besides rules.
-    pub(crate) base: Option<Base>,
+    pub base: Option<Base>,
 }
 
 /// What calls a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Base {
+pub struct Base {
     /// `nat` or `filter`.
-    pub(crate) kind: Box<str>,
+    pub kind: Box<str>,
     /// Where in a packet's way.
-    pub(crate) hook: Hook,
+    pub hook: Hook,
     /// In which order with others; the lowest comes first.
-    pub(crate) priority: i32,
+    pub priority: i32,
     /// Whether what comes to the end of the chain is accepted, and not dropped.
-    pub(crate) accepts: bool,
+    pub accepts: bool,
 }
 
 /// Where in a packet's way (`enum nf_inet_hooks`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hook {
+pub enum Hook {
+    /// As it comes in, before it is routed.
     Prerouting,
+    /// On its way to a process of the node.
     Input,
+    /// On its way through the node.
     Forward,
+    /// From a process of the node.
     Output,
+    /// As it goes out, after it was routed.
     Postrouting,
     /// Some other.
     Other(u32),
@@ -48,8 +53,18 @@ const NFTA_HOOK_PRIORITY: u16 = 2;
 const NF_ACCEPT: u32 = 1;
 
 impl Chain {
+    /// A chain that rules call.
+    pub fn regular(name: &str) -> Self {
+        Self { name: name.into(), base: None }
+    }
+
+    /// A chain of that kind (`nat`, `filter`) that packets come to in that hook, and that accepts what comes to its end.
+    pub fn base(name: &str, kind: &str, hook: Hook, priority: i32) -> Self {
+        Self { name: name.into(), base: Some(Base { kind: kind.into(), hook, priority, accepts: true }) }
+    }
+
     /// The attributes of a message that adds it.
-    pub(crate) fn write(&self, writer: &mut Writer, table: &str) {
+    pub fn write(&self, writer: &mut Writer, table: &str) {
         write_name(writer, table, &self.name);
         let Some(Base { kind, hook, priority, accepts }) = &self.base else { return };
         writer.nest(NFTA_CHAIN_HOOK, |it| {
@@ -61,7 +76,7 @@ impl Chain {
     }
 
     /// Reads one.
-    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+    pub fn read(bytes: &[u8]) -> Option<Self> {
         let (mut name, mut kind, mut at, mut policy) = (None, None, None, NF_ACCEPT);
         for (attribute, value) in attributes(bytes) {
             match attribute {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
-const TABLE: Table = Table { family: IpFamily::V4, name: "tollgate" };
+const TABLE: Table = Table { family: Family::Ip, name: "tollgate" };
 const SET: &str = "numbers";
 
 fn set() -> Set {
@@ -134,7 +134,7 @@ fn a_dump_while_others_change_their_tables_is_whole() {
         let stop = stops.clone();
         let changes = std::thread::spawn(move || {
             let mut changes = 0;
-            let table = Table { family: IpFamily::V6, name: "other" };
+            let table = Table { family: Family::Ip6, name: "other" };
             while !stop.load(Ordering::Relaxed) {
                 let mut batch = Batch::new();
                 batch.add_table(table);

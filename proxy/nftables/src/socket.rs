@@ -4,6 +4,7 @@
 //! from large maps). The kernel does a transaction within `sendmsg`, and its answers are there when that returns.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::thread;
 use std::time::Duration;
 
@@ -14,19 +15,19 @@ use nix::errno::Errno;
 use nix::libc::MSG_DONTWAIT;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::attribute::{Writer, attributes, read_text, read_u32};
-use super::batch::{
+use crate::attribute::{Writer, attributes, read_text, read_u32};
+use crate::batch::{
     Batch, NFT_MSG_GETCHAIN, NFT_MSG_GETGEN, NFT_MSG_GETRULE, NFT_MSG_GETSET, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE,
     end_message, write_header,
 };
-use super::chain::{Chain, write_table};
-use super::element::{self, Element};
-use super::rule::Rule;
-use super::set::Set;
-use super::{NFPROTO_UNSPEC, Table, nfproto};
+use crate::chain::{Chain, write_name, write_table};
+use crate::element::{self, Element};
+use crate::rule::Rule;
+use crate::set::Set;
+use crate::{Family, Table};
 
 /// nf_tables of the network namespace that the socket was opened in.
-pub(crate) struct Socket {
+pub struct Socket {
     socket: NetlinkSocket,
     sequence: u32,
     /// How large a transaction may be.
@@ -36,7 +37,7 @@ pub(crate) struct Socket {
 
 /// Why the kernel did not do as it was told.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub enum Failure {
     /// It could not be asked; nothing has changed.
     Send(io::Error),
     /// It could not be heard; what it did is not known.
@@ -61,6 +62,9 @@ const NFTA_GEN_ID: u16 = 1;
 const NETLINK_HEADER: usize = 16;
 const NFNETLINK_HEADER: usize = 4;
 
+/// For what belongs to no family.
+const NFPROTO_UNSPEC: u8 = 0;
+
 /// More than the kernel puts into one datagram of a dump.
 const DATAGRAM: usize = 64 << 10;
 /// What a socket's accounting takes besides the bytes sent (`netlink_sendmsg` keeps 32 back; the rest is for rounding).
@@ -72,9 +76,15 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SENDS: u32 = 5;
 const WAIT: Duration = Duration::from_millis(10);
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
 impl Socket {
     /// Opens one in the calling thread's network namespace, to which it stays bound.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub fn open() -> io::Result<Self> {
         let mut socket = NetlinkSocket::new(NETLINK_NETFILTER)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -88,12 +98,12 @@ impl Socket {
     }
 
     /// One transaction: all of it or nothing.
-    pub(crate) fn commit(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+    pub fn commit(&mut self, batch: &mut Batch) -> Result<(), Failure> {
         self.transact(batch, true)
     }
 
     /// Whether the kernel would take that transaction.
-    pub(crate) fn check(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+    pub fn check(&mut self, batch: &mut Batch) -> Result<(), Failure> {
         self.transact(batch, false)
     }
 
@@ -194,16 +204,25 @@ impl Socket {
     // === reading ===
 
     /// Whether there is a table.
-    pub(crate) fn has_table(&mut self, table: Table) -> Result<bool, Failure> {
+    pub fn has_table(&mut self, table: Table) -> Result<bool, Failure> {
         let mut is_there = false;
-        let family = nfproto(table.family);
+        let family = table.family.number();
         let asked = self.ask(family, NFT_MSG_GETTABLE, 0, |it| write_table(it, table.name), |_| is_there = true);
         found(asked.map(|_| ()))?;
         Ok(is_there)
     }
 
+    /// Whether a table has a chain of that name.
+    pub fn has_chain(&mut self, table: Table, chain: &str) -> Result<bool, Failure> {
+        let mut is_there = false;
+        let request = |it: &mut Writer| write_name(it, table.name, chain);
+        let asked = self.ask(table.family.number(), NFT_MSG_GETCHAIN, 0, request, |_| is_there = true);
+        found(asked.map(|_| ()))?;
+        Ok(is_there)
+    }
+
     /// The number of the last change to any table in the network namespace.
-    pub(crate) fn generation(&mut self) -> Result<u32, Failure> {
+    pub fn generation(&mut self) -> Result<u32, Failure> {
         let mut generation = None;
         self.ask(
             NFPROTO_UNSPEC,
@@ -218,7 +237,7 @@ impl Socket {
     }
 
     /// The sets of a table.
-    pub(crate) fn sets(&mut self, table: Table) -> Result<Vec<Set>, Failure> {
+    pub fn sets(&mut self, table: Table) -> Result<Vec<Set>, Failure> {
         self.dump(
             table,
             NFT_MSG_GETSET,
@@ -231,7 +250,7 @@ impl Socket {
     }
 
     /// The chains of a table.
-    pub(crate) fn chains(&mut self, table: Table) -> Result<Vec<Chain>, Failure> {
+    pub fn chains(&mut self, table: Table) -> Result<Vec<Chain>, Failure> {
         self.dump(
             table,
             NFT_MSG_GETCHAIN,
@@ -243,10 +262,10 @@ impl Socket {
         )
     }
 
-    /// The chains of every table of a family, which is `NFPROTO_INET` for those that are of both, each with its table's name.
-    pub(crate) fn chains_of_all(&mut self, nfproto: u8) -> Result<Vec<(Box<str>, Chain)>, Failure> {
+    /// The chains of every table of a family, each with its table's name.
+    pub fn chains_of_all(&mut self, family: Family) -> Result<Vec<(Box<str>, Chain)>, Failure> {
         self.dump_all(
-            nfproto,
+            family.number(),
             NFT_MSG_GETCHAIN,
             |_| {},
             |chains: &mut Vec<_>, bytes| {
@@ -257,7 +276,7 @@ impl Socket {
     }
 
     /// The rules of a table, chain by chain and in order, each with the name of its chain.
-    pub(crate) fn rules(&mut self, table: Table) -> Result<Vec<(Box<str>, Rule)>, Failure> {
+    pub fn rules(&mut self, table: Table) -> Result<Vec<(Box<str>, Rule)>, Failure> {
         self.dump(
             table,
             NFT_MSG_GETRULE,
@@ -276,7 +295,7 @@ impl Socket {
     /// A hash table that still grows is dumped with gaps, and the kernel does not say so: each datagram goes on at the
     /// place that the one before it had come to, and an element may have moved to the other side of that. But as many
     /// elements as it leaves out, at least, it tells twice.
-    pub(crate) fn elements<T: Default>(
+    pub fn elements<T: Default>(
         &mut self,
         table: Table,
         set: &str,
@@ -300,7 +319,7 @@ impl Socket {
     ) -> Result<T, Failure> {
         // Old kernels dump every table's.
         let of_table = |found: &mut T, bytes: &[u8]| table_of(bytes) != Some(table.name) || each(found, bytes);
-        self.dump_all(nfproto(table.family), kind, request, of_table)
+        self.dump_all(table.family.number(), kind, request, of_table)
     }
 
     /// Asks for all of something; and again if others' changes broke into that, as the kernel says or as `each` finds. What
@@ -389,7 +408,7 @@ fn found(asked: Result<(), Failure>) -> Result<(), Failure> {
 
 impl Failure {
     /// Whether nothing has changed, and the same may succeed in a moment.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub fn is_passing(&self) -> bool {
         match self {
             Self::Refused { errno, .. } => is_passing(*errno),
             Self::Send(error) => is_passing(Errno::from_raw(error.raw_os_error().unwrap_or_default())),

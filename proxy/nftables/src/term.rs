@@ -2,15 +2,14 @@
 
 use std::ops::{BitAnd, BitOr};
 
-use tollgate_model::name::{IpFamily, Protocol};
-
-use super::attribute::Bytes;
-use super::expression::{Expression, Found, Register};
-use super::set::{DataType, Userdata};
+use crate::attribute::Bytes;
+use crate::expression::{Expression, Found, Register};
+use crate::set::{DataType, Userdata};
+use crate::{IpFamily, Protocol};
 
 /// Something that a rule can load, and what a listing calls it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Term {
+pub struct Term {
     source: Source,
     bits: Option<Bits>,
     is_big_endian: bool,
@@ -21,7 +20,7 @@ enum Source {
     Meta(Meta),
     Field(Field),
     Ct(Ct),
-    AddressType,
+    AddressType(u32),
     Random(u32),
     Value(Bytes),
     Map(Vec<Term>, Box<str>),
@@ -36,20 +35,22 @@ struct Bits {
 
 /// What is known about a packet besides its bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Meta {
+pub enum Meta {
     /// The word that the queueing discipline classifies by.
     Priority,
     /// The mark.
     Mark,
     /// The name of the interface it came in by.
     Iifname,
+    /// The name of the interface it goes out by.
+    Oifname,
     /// The protocol above IP.
     L4proto,
 }
 
 /// A field of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Field {
+pub enum Field {
     /// `ip saddr` or `ip6 saddr`.
     Saddr(IpFamily),
     /// `ip daddr` or `ip6 daddr`.
@@ -58,28 +59,47 @@ pub(crate) enum Field {
     AnyDport,
     /// `tcp dport` and the like.
     Dport(Protocol),
+    /// `ether saddr`.
+    EtherSaddr,
+    /// `ether type`: what the frame says of its content, also where that is a VLAN's tag.
+    EtherType,
+    /// The first octet of the IPv4 destination, by which nft writes `ip daddr 127.0.0.0/8`.
+    DaddrOctet,
+    /// The fixed part of an ARP packet but for its operation: the types and lengths of both sorts of addresses.
+    ArpForm,
+    /// `arp saddr ether`.
+    ArpEtherSaddr,
+    /// `arp saddr ip`.
+    ArpSaddr,
+    /// `icmpv6 type`.
+    Icmpv6Type,
+    /// The address that a neighbour solicitation or advertisement is about.
+    NeighbourTarget,
 }
 
 /// What connection tracking knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ct {
+pub enum Ct {
     /// `ct state`.
     State,
     /// `ct status`.
     Status,
 }
 
-/// Bits of `ct state` and `ct status` (`linux/netfilter/nf_conntrack_common.h`).
-pub(crate) const CT_STATE_INVALID: u32 = 1;
-pub(crate) const CT_STATUS_DNAT: u32 = 1 << 5;
+/// A bit of `ct state` (`linux/netfilter/nf_conntrack_common.h`): it fits no connection.
+pub const CT_STATE_INVALID: u32 = 1;
+/// A bit of `ct status`: the destination is translated.
+pub const CT_STATUS_DNAT: u32 = 1 << 5;
 /// `RTN_LOCAL`: the type of the node's own addresses.
-pub(crate) const ADDRESS_LOCAL: u32 = 2;
+pub const ADDRESS_LOCAL: u32 = 2;
 
-/// `NFTA_FIB_F_SADDR` and `NFT_FIB_RESULT_ADDRTYPE`.
+/// `NFTA_FIB_F_SADDR`, `NFTA_FIB_F_DADDR` and `NFT_FIB_RESULT_ADDRTYPE`.
 const FIB_SADDR: u32 = 1;
+const FIB_DADDR: u32 = 2;
 const FIB_ADDRESS_TYPE: u32 = 3;
 
-/// `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`.
+/// `NFT_PAYLOAD_LL_HEADER`, `NFT_PAYLOAD_NETWORK_HEADER` and `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
@@ -108,22 +128,27 @@ impl From<Ct> for Term {
 }
 
 /// `numgen random mod N`.
-pub(crate) fn random(modulus: u32) -> Term {
+pub fn random(modulus: u32) -> Term {
     Source::Random(modulus).into()
 }
 
 /// `fib saddr type`.
-pub(crate) fn source_address_type() -> Term {
-    Source::AddressType.into()
+pub fn source_address_type() -> Term {
+    Source::AddressType(FIB_SADDR).into()
+}
+
+/// `fib daddr type`.
+pub fn destination_address_type() -> Term {
+    Source::AddressType(FIB_DADDR).into()
 }
 
 /// A value as it is.
-pub(crate) fn value(value: impl Into<Bytes>) -> Term {
+pub fn value(value: impl Into<Bytes>) -> Term {
     Source::Value(value.into()).into()
 }
 
 /// `key map @name`.
-pub(crate) fn map(key: impl Into<Vec<Term>>, name: &str) -> Term {
+pub fn map(key: impl Into<Vec<Term>>, name: &str) -> Term {
     Source::Map(key.into(), name.into()).into()
 }
 
@@ -147,23 +172,23 @@ impl BitOr<u32> for Term {
 
 impl Term {
     /// In network byte order, as ranges of a concatenation want numbers.
-    pub(crate) fn big_endian(self) -> Self {
+    pub fn big_endian(self) -> Self {
         Self { is_big_endian: true, ..self }
     }
 
     /// How many registers of 32 bits it takes.
-    pub(crate) fn words(&self) -> usize {
+    pub fn words(&self) -> usize {
         self.length().div_ceil(4)
     }
 
     /// Its length in bytes.
-    pub(crate) fn length(&self) -> usize {
+    pub fn length(&self) -> usize {
         match &self.source {
             Source::Meta(Meta::L4proto) => 1,
-            Source::Meta(Meta::Iifname) => 16,
+            Source::Meta(Meta::Iifname | Meta::Oifname) => 16,
             Source::Meta(Meta::Priority | Meta::Mark)
             | Source::Ct(_)
-            | Source::AddressType
+            | Source::AddressType(_)
             | Source::Random(_)
             | Source::Map(..) => 4,
             Source::Field(field) => usize::try_from(field.place().2).unwrap_or(usize::MAX),
@@ -172,7 +197,7 @@ impl Term {
     }
 
     /// The expressions that load it.
-    pub(crate) fn load(&self, to: Register, expressions: &mut Vec<Expression>) {
+    pub fn load(&self, to: Register, expressions: &mut Vec<Expression>) {
         let loaded = match &self.source {
             Source::Meta(meta) => Expression::Meta { key: meta.key(), to },
             Source::Field(field) => {
@@ -180,7 +205,7 @@ impl Term {
                 Expression::Payload { base, offset, length, to }
             }
             Source::Ct(ct) => Expression::Ct { key: ct.key(), to },
-            Source::AddressType => Expression::Fib { flags: FIB_SADDR, result: FIB_ADDRESS_TYPE, to },
+            Source::AddressType(flags) => Expression::Fib { flags: *flags, result: FIB_ADDRESS_TYPE, to },
             Source::Random(modulus) => Expression::Random { modulus: *modulus, to },
             Source::Value(value) => Expression::Immediate { to, value: *value },
             Source::Map(key, set) => {
@@ -198,38 +223,46 @@ impl Term {
     }
 
     /// What a listing calls the type of it.
-    pub(crate) fn data_type(&self) -> DataType {
+    pub fn data_type(&self) -> DataType {
         match &self.source {
             Source::Meta(Meta::Priority) => DataType::Classid,
             Source::Meta(Meta::Mark) => DataType::Mark,
-            Source::Meta(Meta::Iifname) => DataType::Ifname,
+            Source::Meta(Meta::Iifname | Meta::Oifname) => DataType::Ifname,
             Source::Meta(Meta::L4proto) => DataType::InetProto,
             Source::Field(Field::Saddr(family) | Field::Daddr(family)) => DataType::address(*family),
             Source::Field(Field::AnyDport | Field::Dport(_)) => DataType::InetService,
-            Source::Ct(_) | Source::AddressType | Source::Random(_) | Source::Value(_) | Source::Map(..) => {
+            Source::Field(Field::EtherSaddr | Field::ArpEtherSaddr) => DataType::EtherAddr,
+            Source::Field(Field::ArpSaddr) => DataType::Ipv4Addr,
+            Source::Field(Field::NeighbourTarget) => DataType::Ipv6Addr,
+            Source::Field(Field::EtherType | Field::DaddrOctet | Field::ArpForm | Field::Icmpv6Type) => {
+                DataType::Integer
+            }
+            Source::Ct(_) | Source::AddressType(_) | Source::Random(_) | Source::Value(_) | Source::Map(..) => {
                 DataType::Integer
             }
         }
     }
 
     /// What `typeof` says of it: the number of nft's kind of expression, and what that kind adds.
-    pub(crate) fn write_typeof(&self, userdata: &mut Userdata) {
+    pub fn write_typeof(&self, userdata: &mut Userdata) {
         const PAYLOAD: u32 = 7;
         const META: u32 = 9;
         const NUMGEN: u32 = 23;
         match &self.source {
             Source::Meta(meta) => userdata.expression(META, |it| it.put_u32(0, meta.key())),
-            Source::Field(field) => userdata.expression(PAYLOAD, |it| {
-                let (header, template) = field.template();
-                it.put_u32(0, header);
-                it.put_u32(1, template);
-            }),
+            Source::Field(field) => {
+                let Some((header, template)) = field.template() else { return };
+                userdata.expression(PAYLOAD, |it| {
+                    it.put_u32(0, header);
+                    it.put_u32(1, template);
+                });
+            }
             Source::Random(modulus) => userdata.expression(NUMGEN, |it| {
                 it.put_u32(0, 1);
                 it.put_u32(1, *modulus);
                 it.put_u32(2, 0);
             }),
-            Source::Ct(_) | Source::AddressType | Source::Value(_) | Source::Map(..) => {}
+            Source::Ct(_) | Source::AddressType(_) | Source::Value(_) | Source::Map(..) => {}
         }
     }
 }
@@ -245,11 +278,12 @@ pub(crate) fn load_all(key: &[Term], expressions: &mut Vec<Expression>) {
 
 impl Meta {
     /// `enum nft_meta_keys`.
-    pub(crate) fn key(self) -> u32 {
+    pub fn key(self) -> u32 {
         match self {
             Self::Priority => 2,
             Self::Mark => 3,
             Self::Iifname => 6,
+            Self::Oifname => 7,
             Self::L4proto => 16,
         }
     }
@@ -274,12 +308,21 @@ impl Field {
             Self::Saddr(IpFamily::V6) => (NETWORK_HEADER, 8, 16),
             Self::Daddr(IpFamily::V6) => (NETWORK_HEADER, 24, 16),
             Self::AnyDport | Self::Dport(_) => (TRANSPORT_HEADER, 2, 2),
+            Self::EtherSaddr => (LINK_HEADER, 6, 6),
+            Self::EtherType => (LINK_HEADER, 12, 2),
+            Self::DaddrOctet => (NETWORK_HEADER, 16, 1),
+            Self::ArpForm => (NETWORK_HEADER, 0, 6),
+            Self::ArpEtherSaddr => (NETWORK_HEADER, 8, 6),
+            Self::ArpSaddr => (NETWORK_HEADER, 14, 4),
+            Self::Icmpv6Type => (TRANSPORT_HEADER, 0, 1),
+            Self::NeighbourTarget => (TRANSPORT_HEADER, 8, 16),
         }
     }
 
-    /// nft's numbers of the header and of the field in it, as seen in its `--debug=mnl`.
-    fn template(self) -> (u32, u32) {
-        match self {
+    /// nft's numbers of the header and of the field in it, as seen in its `--debug=mnl`; of those that sets are declared by
+    /// with `typeof`.
+    fn template(self) -> Option<(u32, u32)> {
+        Some(match self {
             Self::Saddr(IpFamily::V4) => (12, 11),
             Self::Daddr(IpFamily::V4) => (12, 12),
             Self::Saddr(IpFamily::V6) => (13, 8),
@@ -288,6 +331,14 @@ impl Field {
             Self::Dport(Protocol::Tcp) => (8, 2),
             Self::Dport(Protocol::Udp) => (6, 2),
             Self::Dport(Protocol::Sctp) => (10, 2),
-        }
+            Self::EtherSaddr
+            | Self::EtherType
+            | Self::DaddrOctet
+            | Self::ArpForm
+            | Self::ArpEtherSaddr
+            | Self::ArpSaddr
+            | Self::Icmpv6Type
+            | Self::NeighbourTarget => return None,
+        })
     }
 }

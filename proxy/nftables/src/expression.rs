@@ -3,15 +3,16 @@
 //! Both directions speak [`Expression`], which leaves out what the kernel fills in by itself, so that a rule read back
 //! equals the rule that was written. Numbers: `linux/netfilter/nf_tables.h`.
 
-use super::attribute::{Bytes, Writer, attributes, read_text, read_u32, read_u64};
+use crate::attribute::{Bytes, Writer, attributes, read_text, read_u32, read_u64};
 
 /// A register, by the number of its first 32 bits: 0 to 15.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Register(u32);
+pub struct Register(u32);
 
 /// One step of a rule.
+#[expect(missing_docs, reason = "each variant says what its fields are")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Expression {
+pub enum Expression {
     /// Loads something about the packet.
     Meta { key: u32, to: Register },
     /// Sets something about the packet.
@@ -52,7 +53,7 @@ pub(crate) enum Expression {
 
 /// What a lookup does with what it finds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub enum Found {
     /// A set: nothing.
     Present,
     /// A set: the lookup is to fail.
@@ -65,7 +66,7 @@ pub(crate) enum Found {
 
 /// Where a packet goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// The hook takes it.
     Accept,
     /// Nowhere.
@@ -80,15 +81,18 @@ pub(crate) enum Verdict {
     Other(i32),
 }
 
-/// `NFT_CMP_EQ` and `NFT_CMP_NEQ`.
-pub(crate) const EQUAL: u32 = 0;
-pub(crate) const UNEQUAL: u32 = 1;
-/// `NFT_DYNSET_OP_UPDATE` and `NFT_DYNSET_OP_DELETE`.
-pub(crate) const UPDATE: u32 = 1;
-pub(crate) const DELETE: u32 = 2;
-/// `NFT_REJECT_ICMP_UNREACH` and `NFT_REJECT_TCP_RST`.
-pub(crate) const ICMP_UNREACHABLE: u32 = 0;
-pub(crate) const TCP_RESET: u32 = 1;
+/// `NFT_CMP_EQ`.
+pub const EQUAL: u32 = 0;
+/// `NFT_CMP_NEQ`.
+pub const UNEQUAL: u32 = 1;
+/// `NFT_DYNSET_OP_UPDATE`.
+pub const UPDATE: u32 = 1;
+/// `NFT_DYNSET_OP_DELETE`.
+pub const DELETE: u32 = 2;
+/// `NFT_REJECT_ICMP_UNREACH`.
+pub const ICMP_UNREACHABLE: u32 = 0;
+/// `NFT_REJECT_TCP_RST`.
+pub const TCP_RESET: u32 = 1;
 
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_EXPR_NAME: u16 = 1;
@@ -113,7 +117,7 @@ const IMPLIED_BY_REGISTERS: u32 = 0b11;
 
 impl Register {
     /// The register of the first 32 bits after `words` of them.
-    pub(crate) fn after(words: usize) -> Self {
+    pub fn after(words: usize) -> Self {
         Self(u32::try_from(words).unwrap_or(u32::MAX))
     }
 
@@ -150,7 +154,7 @@ pub(crate) fn write_value(writer: &mut Writer, kind: u16, value: &[u8]) {
 
 impl Verdict {
     /// As an element's data or an immediate's.
-    pub(crate) fn write(&self, writer: &mut Writer, kind: u16) {
+    pub fn write(&self, writer: &mut Writer, kind: u16) {
         let (code, chain) = match self {
             Self::Accept => (NF_ACCEPT, None),
             Self::Drop => (NF_DROP, None),
@@ -194,7 +198,7 @@ impl Expression {
     }
 
     /// Its name and what it says.
-    pub(crate) fn write(&self, writer: &mut Writer) {
+    pub fn write(&self, writer: &mut Writer) {
         writer.put_text(NFTA_EXPR_NAME, self.name());
         writer.nest(NFTA_EXPR_DATA, |data| self.write_data(data));
     }
@@ -370,7 +374,7 @@ impl<'a> Fields<'a> {
 
 impl Expression {
     /// Reads one; what is not exactly what we could have written is [`Foreign`](Self::Foreign).
-    pub(crate) fn read(bytes: &[u8]) -> Self {
+    pub fn read(bytes: &[u8]) -> Self {
         let (mut name, mut data) = ("", &[][..]);
         for (kind, value) in attributes(bytes) {
             match kind {

@@ -5,54 +5,28 @@ use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sched::{CloneFlags, unshare};
-use tollgate_model::name::{IpFamily, Protocol};
-
-use super::attribute::Bytes;
-use super::batch::Batch;
-use super::chain::{Base, Chain, Hook};
-use super::element::{Data, Element};
-use super::expression::{Expression, Register, Verdict};
-use super::rule::Rule;
-use super::set::{DataType, Declaration, Fields, Set};
-use super::socket::{Failure, Socket};
-use super::term::{
+use super::*;
+use crate::attribute::Bytes;
+use crate::batch::Batch;
+use crate::chain::{Chain, Hook};
+use crate::element::Element;
+use crate::expression::{Expression, Register, Verdict};
+use crate::rule::Rule;
+use crate::set::{DataType, Declaration, Fields, Set};
+use crate::socket::{Failure, Socket};
+use crate::term::{
     ADDRESS_LOCAL, CT_STATE_INVALID, CT_STATUS_DNAT, Ct, Field, Meta, Term, map, random, source_address_type, value,
 };
-use super::*;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, unshare};
 
 mod parity;
 mod transaction;
 
-impl Chain {
-    fn regular(name: &str) -> Self {
-        Self { name: name.into(), base: None }
-    }
-
-    fn base(name: &str, kind: &str, hook: Hook, priority: i32) -> Self {
-        Self { name: name.into(), base: Some(Base { kind: kind.into(), hook, priority, accepts: true }) }
-    }
-}
-
-impl Element {
-    fn value(self, value: Bytes) -> Self {
-        Self { data: Some(Data::Value(value)), ..self }
-    }
-
-    fn verdict(self, verdict: Verdict) -> Self {
-        Self { data: Some(Data::Verdict(verdict)), ..self }
-    }
-
-    fn comment(self, comment: &str) -> Self {
-        Self { comment: comment.into(), ..self }
-    }
-}
-
 const AFFINITY_SIZE: u32 = 1 << 20;
 
 fn table(family: IpFamily) -> Table {
-    Table { family, name: "tollgate" }
+    Table { family: family.into(), name: "tollgate" }
 }
 
 fn table_text(family: IpFamily) -> &'static str {
@@ -63,7 +37,7 @@ fn table_text(family: IpFamily) -> &'static str {
 }
 
 /// Runs a test on a thread that has a network namespace of its own; what it starts inherits that.
-pub(crate) fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(move || {
         unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace: run as root, or under `unshare -rn`");
         test()
@@ -75,7 +49,7 @@ pub(crate) fn isolated<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'sta
 }
 
 #[track_caller]
-pub(crate) fn nft(arguments: &[&str], input: &str) -> String {
+fn nft(arguments: &[&str], input: &str) -> String {
     let mut command = Command::new("nft");
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

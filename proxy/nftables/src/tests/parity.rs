@@ -316,7 +316,7 @@ fn batch(words: &Words) -> Batch {
 
 #[test]
 fn what_is_written_is_what_nft_writes() {
-    for family in IpFamily::ALL {
+    for family in [IpFamily::V4, IpFamily::V6] {
         let words = Words { family };
         let (mut by_text, listed_text) = isolated(move || {
             nft(&["-f", "-"], &text(&Words { family }));
@@ -326,18 +326,18 @@ fn what_is_written_is_what_nft_writes() {
             Socket::open().unwrap().commit(&mut batch(&Words { family })).unwrap();
             (dump(family), nft(&["list", "ruleset"], ""))
         });
-        assert!(listed_netlink == listed_text, "{family}: nft lists\n{listed_netlink}\nand not\n{listed_text}");
+        assert!(listed_netlink == listed_text, "{family:?}: nft lists\n{listed_netlink}\nand not\n{listed_text}");
         assert_eq!(by_netlink.rules.len(), rules(&words).len());
         for ((text, _), ((_, rule), (_, by_nft))) in
             rules(&words).iter().zip(by_netlink.rules.iter().zip(&by_text.rules))
         {
             // A key of more than 16 bytes: nft 1.0.6 loads the value over its end. The listings are the same.
             if !(family == IpFamily::V6 && text.contains("@affinity {")) {
-                assert_eq!(rule, by_nft, "{family}: {text}");
+                assert_eq!(rule, by_nft, "{family:?}: {text}");
             }
         }
         for (set, by_nft) in by_netlink.sets.iter().zip(&by_text.sets) {
-            assert_eq!(set, by_nft, "{family}");
+            assert_eq!(set, by_nft, "{family:?}");
         }
         assert_eq!(by_netlink.chains, by_text.chains);
         // nft says that no range is there yet at the lowest key of all, which is so without being said.
@@ -345,7 +345,7 @@ fn what_is_written_is_what_nft_writes() {
             elements.retain(|element| !(element.is_end && element.key.iter().all(|byte| *byte == 0)));
         }
         for (elements, by_nft) in by_netlink.elements.iter().zip(&by_text.elements) {
-            assert_eq!(elements, by_nft, "{family}");
+            assert_eq!(elements, by_nft, "{family:?}");
         }
     }
 }
@@ -353,17 +353,17 @@ fn what_is_written_is_what_nft_writes() {
 /// Rules and declarations are dumped as they were made: the comparison of a full sync.
 #[test]
 fn what_was_written_is_read_back() {
-    for family in IpFamily::ALL {
+    for family in [IpFamily::V4, IpFamily::V6] {
         let dumped = isolated(move || {
             Socket::open().unwrap().commit(&mut batch(&Words { family })).unwrap();
             dump(family)
         });
         let words = Words { family };
         for ((text, rule), (_, dumped)) in rules(&words).into_iter().zip(dumped.rules) {
-            assert_eq!(dumped.expressions, rule.expressions, "{family}: {text}");
+            assert_eq!(dumped.expressions, rule.expressions, "{family:?}: {text}");
         }
         for ((name, _, declaration), dumped) in sets(&words).into_iter().zip(dumped.sets) {
-            assert_eq!(dumped, declaration.comment(&format!("what {name} is for")).named(name), "{family}");
+            assert_eq!(dumped, declaration.comment(&format!("what {name} is for")).named(name), "{family:?}");
         }
     }
 }
@@ -380,6 +380,6 @@ fn the_value_of_an_update_is_not_loaded_over_the_end_of_its_key() {
                 _ => None,
             })
             .collect();
-        assert_eq!(values, [Register::after(expected); 2], "{family}");
+        assert_eq!(values, [Register::after(expected); 2], "{family:?}");
     }
 }

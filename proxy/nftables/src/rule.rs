@@ -8,23 +8,22 @@
 
 use std::time::Duration;
 
-use tollgate_model::name::{IpFamily, Protocol};
-
-use super::attribute::{Bytes, Writer, attributes, read_text};
-use super::expression::{
+use crate::attribute::{Bytes, Writer, attributes, read_text};
+use crate::expression::{
     DELETE, EQUAL, Expression, Found, ICMP_UNREACHABLE, Register, TCP_RESET, UNEQUAL, UPDATE, Verdict, read_list,
     write_list,
 };
-use super::nfproto;
-use super::term::{Meta, Term, load_all, map};
+
+use crate::term::{Meta, Term, load_all, map};
+use crate::{Family, IpFamily, Protocol};
 
 /// A rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rule {
+pub struct Rule {
     /// What it does.
-    pub(crate) expressions: Vec<Expression>,
+    pub expressions: Vec<Expression>,
     /// What it is for.
-    pub(crate) comment: String,
+    pub comment: String,
 }
 
 /// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`: any port, as `fully-random` has it.
@@ -42,12 +41,12 @@ const COMMENT: u8 = 0;
 
 impl Rule {
     /// A rule that does nothing.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self::default()
     }
 
     /// With a comment, of which nft shows up to 128 bytes.
-    pub(crate) fn comment(mut self, comment: &str) -> Self {
+    pub fn comment(mut self, comment: &str) -> Self {
         comment.clone_into(&mut self.comment);
         self
     }
@@ -65,12 +64,12 @@ impl Rule {
     // === matches ===
 
     /// `term == value`.
-    pub(crate) fn equal(self, term: impl Into<Term>, value: impl Into<Bytes>) -> Self {
+    pub fn equal(self, term: impl Into<Term>, value: impl Into<Bytes>) -> Self {
         self.compare(term.into(), EQUAL, value.into())
     }
 
     /// `term != value`.
-    pub(crate) fn unequal(self, term: impl Into<Term>, value: impl Into<Bytes>) -> Self {
+    pub fn unequal(self, term: impl Into<Term>, value: impl Into<Bytes>) -> Self {
         self.compare(term.into(), UNEQUAL, value.into())
     }
 
@@ -80,17 +79,17 @@ impl Rule {
     }
 
     /// `meta l4proto tcp` and the like.
-    pub(crate) fn protocol(self, protocol: Protocol) -> Self {
+    pub fn protocol(self, protocol: Protocol) -> Self {
         self.equal(Meta::L4proto, Bytes::new(&[protocol.number()]))
     }
 
     /// `key @set`.
-    pub(crate) fn within(self, key: impl Into<Vec<Term>>, set: &str) -> Self {
+    pub fn within(self, key: impl Into<Vec<Term>>, set: &str) -> Self {
         self.lookup(key.into(), set, Found::Present)
     }
 
     /// `key != @set`.
-    pub(crate) fn outside(self, key: impl Into<Vec<Term>>, set: &str) -> Self {
+    pub fn outside(self, key: impl Into<Vec<Term>>, set: &str) -> Self {
         self.lookup(key.into(), set, Found::Absent)
     }
 
@@ -101,18 +100,18 @@ impl Rule {
     // === changes ===
 
     /// `meta key set term`.
-    pub(crate) fn set(self, key: Meta, term: impl Into<Term>) -> Self {
+    pub fn set(self, key: Meta, term: impl Into<Term>) -> Self {
         self.load(&[term.into()]).push(Expression::SetMeta { key: key.key(), from: Register::after(0) })
     }
 
     /// `update @set { key timeout T : data }`.
-    pub(crate) fn update(self, set: &str, key: impl Into<Vec<Term>>, timeout: Duration, data: impl Into<Term>) -> Self {
+    pub fn update(self, set: &str, key: impl Into<Vec<Term>>, timeout: Duration, data: impl Into<Term>) -> Self {
         let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         self.dynset(set, UPDATE, &key.into(), milliseconds, &data.into())
     }
 
     /// `delete @set { key : data }`.
-    pub(crate) fn delete(self, set: &str, key: impl Into<Vec<Term>>, data: impl Into<Term>) -> Self {
+    pub fn delete(self, set: &str, key: impl Into<Vec<Term>>, data: impl Into<Term>) -> Self {
         self.dynset(set, DELETE, &key.into(), 0, &data.into())
     }
 
@@ -129,33 +128,33 @@ impl Rule {
     // === ends ===
 
     /// `key vmap @map`.
-    pub(crate) fn vmap(self, key: impl Into<Vec<Term>>, map: &str) -> Self {
+    pub fn vmap(self, key: impl Into<Vec<Term>>, map: &str) -> Self {
         self.lookup(key.into(), map, Found::Verdict)
     }
 
     /// `dnat ip to key map @map`, of a map to address and port.
-    pub(crate) fn dnat(self, family: IpFamily, key: impl Into<Vec<Term>>, name: &str) -> Self {
+    pub fn dnat(self, family: IpFamily, key: impl Into<Vec<Term>>, name: &str) -> Self {
         let port = Register::after(match family {
             IpFamily::V4 => 1,
             IpFamily::V6 => 4,
         });
         let address = Register::after(0);
-        let family = u32::from(nfproto(family));
+        let family = u32::from(Family::from(family).number());
         self.load(&[map(key, name)]).push(Expression::Dnat { family, address, port: Some(port), flags: 0 })
     }
 
     /// `masquerade fully-random`.
-    pub(crate) fn masquerade(self) -> Self {
+    pub fn masquerade(self) -> Self {
         self.push(Expression::Masquerade { flags: FULLY_RANDOM })
     }
 
     /// `reject with tcp reset`.
-    pub(crate) fn reset(self) -> Self {
+    pub fn reset(self) -> Self {
         self.push(Expression::Reject { kind: TCP_RESET, code: 0 })
     }
 
     /// `reject`: port unreachable.
-    pub(crate) fn reject(self, family: IpFamily) -> Self {
+    pub fn reject(self, family: IpFamily) -> Self {
         let code = match family {
             IpFamily::V4 => ICMP_PORT_UNREACHABLE,
             IpFamily::V6 => ICMPV6_PORT_UNREACHABLE,
@@ -163,30 +162,35 @@ impl Rule {
         self.push(Expression::Reject { kind: ICMP_UNREACHABLE, code })
     }
 
+    /// `counter`.
+    pub fn counter(self) -> Self {
+        self.push(Expression::Counter)
+    }
+
     /// `drop`.
-    pub(crate) fn drop(self) -> Self {
+    pub fn drop(self) -> Self {
         self.push(Expression::Verdict(Verdict::Drop))
     }
 
     /// `jump chain`.
-    pub(crate) fn jump(self, chain: &str) -> Self {
+    pub fn jump(self, chain: &str) -> Self {
         self.push(Expression::Verdict(Verdict::Jump(chain.into())))
     }
 
     /// `goto chain`.
-    pub(crate) fn goto(self, chain: &str) -> Self {
+    pub fn goto(self, chain: &str) -> Self {
         self.push(Expression::Verdict(Verdict::Goto(chain.into())))
     }
 
     /// `return`.
-    pub(crate) fn ret(self) -> Self {
+    pub fn ret(self) -> Self {
         self.push(Expression::Verdict(Verdict::Return))
     }
 
     // === on the wire ===
 
     /// The attributes of a message that adds it.
-    pub(crate) fn write(&self, writer: &mut Writer, table: &str, chain: &str) {
+    pub fn write(&self, writer: &mut Writer, table: &str, chain: &str) {
         writer.put_text(NFTA_RULE_TABLE, table);
         writer.put_text(NFTA_RULE_CHAIN, chain);
         write_list(writer, NFTA_RULE_EXPRESSIONS, &self.expressions);
@@ -196,7 +200,7 @@ impl Rule {
     }
 
     /// Reads one, and the chain that it is in.
-    pub(crate) fn read(bytes: &[u8]) -> Option<(&str, Self)> {
+    pub fn read(bytes: &[u8]) -> Option<(&str, Self)> {
         let (mut chain, mut rule) = (None, Self::default());
         for (kind, value) in attributes(bytes) {
             match kind {
