@@ -174,19 +174,18 @@ impl Nftables {
 
     fn sync_changes(&mut self, desired: &Snapshot, known: Option<Generation>) -> Result<Report, Error> {
         let edits = self.replan(desired, Scope::Changes);
-        let tables = self.tables(edits.into_iter().map(Edit::changes));
+        let mut tables = self.tables(edits.into_iter().map(Edit::changes));
         let changed = tables.iter().map(|table| table.changes.len()).sum();
         let before = self.kernel.generation()?;
-        self.commit(&tables)?;
-        let after = self.generation_after(before, is_empty(&tables))?;
+        let transactions = self.commit(&mut tables)?;
+        let after = self.generation_after(before, transactions)?;
         self.generation = after.filter(|_| known == Some(before));
         Ok(self.settle(desired, changed, Vec::new()))
     }
 
-    /// Where the tables stand after a commit, unless somebody else has changed them since `before`.
-    fn generation_after(&self, before: Generation, is_empty: bool) -> Result<Option<Generation>, Error> {
-        // An empty transaction is no change (`nf_tables_commit`).
-        let expected = if is_empty { before } else { before.next() };
+    /// Where the tables stand after so many transactions, unless somebody else has changed them since `before`.
+    fn generation_after(&self, before: Generation, transactions: usize) -> Result<Option<Generation>, Error> {
+        let expected = (0..transactions).fold(before, |generation, _| generation.next());
         Ok(Some(self.kernel.generation()?).filter(|after| *after == expected))
     }
 
@@ -238,9 +237,12 @@ impl Nftables {
         });
         let tables = self.tables(changes.collect::<Vec<_>>());
         let changed = tables.iter().map(|table| table.changes.len()).sum::<usize>().saturating_sub(drifted);
-        let is_empty = is_empty(&tables);
-        let is_whole = self.commit_or_isolate(tables)?;
-        self.generation = self.generation_after(before, is_empty)?.filter(|_| is_whole);
+        let transactions = self.commit_or_isolate(tables)?;
+        let is_whole = transactions.is_some();
+        self.generation = match transactions {
+            Some(transactions) => self.generation_after(before, transactions)?,
+            None => None,
+        };
         let report = self.settle(desired, changed, repaired);
         self.is_exact = is_whole;
         Ok(report)
@@ -296,14 +298,21 @@ impl Nftables {
         styles.zip(changes).map(|(style, changes)| TableChanges { style: style.clone(), changes }).collect()
     }
 
-    fn commit(&self, tables: &[TableChanges]) -> Result<(), KernelError> {
-        self.kernel.commit(tables)
+    /// Returns in how many transactions. Leaves of `tables` what the last of them has.
+    fn commit(&self, tables: &mut [TableChanges]) -> Result<usize, KernelError> {
+        let chains = transaction::take_new_chains(tables);
+        let mut transactions = 0;
+        for part in [&chains, &*tables].into_iter().filter(|part| !is_empty(part)) {
+            self.kernel.commit(part)?;
+            transactions += 1;
+        }
+        Ok(transactions)
     }
 
-    /// Returns whether all of it was taken.
-    fn commit_or_isolate(&mut self, tables: Vec<TableChanges>) -> Result<bool, KernelError> {
-        match self.commit(&tables) {
-            Ok(()) => return Ok(true),
+    /// Returns in how many transactions, if all of it was taken.
+    fn commit_or_isolate(&mut self, mut tables: Vec<TableChanges>) -> Result<Option<usize>, KernelError> {
+        match self.commit(&mut tables) {
+            Ok(transactions) => return Ok(Some(transactions)),
             Err(KernelError::Refused { cause, .. }) => {
                 tracing::warn!(cause, "the kernel refused a transaction; looking for the Services that it is about");
             }
@@ -313,7 +322,7 @@ impl Nftables {
             let plan = self.plans.iter().find(|plan| plan.style().family == family)?;
             plan.owner(number).cloned()
         };
-        let refused = transaction::commit_apart(tables, |it| owner(it).is_some(), |tables| self.commit(tables))?;
+        let refused = transaction::commit_apart(tables, |it| owner(it).is_some(), |tables| self.kernel.commit(tables))?;
         let refused: Vec<_> = refused.into_iter().filter_map(|(it, cause)| Some((owner(it)?, cause))).collect();
         for (name, cause) in refused {
             for plan in &mut self.plans {
@@ -321,7 +330,7 @@ impl Nftables {
             }
             self.refused.insert(name, cause);
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// After a commit: what is now in the kernel.

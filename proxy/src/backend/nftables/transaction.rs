@@ -49,6 +49,30 @@ pub(crate) fn commit_apart(
     Ok(refused)
 }
 
+/// Takes out the chains that are new in tables that are there, for a transaction of their own before that of the rest.
+///
+/// A packet goes through a chain by the generation that held when it came to the hook (`genbit` in the kernel's
+/// `nft_do_chain`), and looks elements up by the one that holds when it asks (`nft_genmask_cur`). So a packet that a commit
+/// overtakes is led by a new element to a new chain, which it finds empty, and leaves the hook untranslated (seen on Linux
+/// 6.18: 13 of 200,000 packets under 2,000 such commits, and none where the chains were there before). Once the chains have
+/// been committed, the next commit has them in both generations before it shows its elements.
+pub(crate) fn take_new_chains(tables: &mut [TableChanges]) -> Vec<TableChanges> {
+    let taken = tables.iter_mut().map(|TableChanges { style, changes }| {
+        let mut new = TableChanges::none(style);
+        // Nothing leads into a table that is only being made; and rules can't be there before the sets that they name.
+        if changes.add.iter().any(|(key, _)| matches!(key, Key::Set(_))) {
+            return new;
+        }
+        let Changes { delete, add } = changes;
+        let is_new = |key: &Key| {
+            matches!(key, Key::Chain(_)) && delete.binary_search_by(|(deleted, _)| deleted.cmp(key)).is_err()
+        };
+        new.changes.add = add.extract_if(.., |(key, _)| is_new(key)).collect();
+        new
+    });
+    taken.collect()
+}
+
 fn halve(
     parts: &[(Owner, TableChanges)],
     commit: &mut impl FnMut(&[TableChanges]) -> Result<(), kernel::Error>,

@@ -4,7 +4,7 @@ use super::*;
 use crate::backend::nftables::kernel::Error;
 use crate::backend::nftables::object::{Key, SetName};
 use crate::backend::nftables::plan::number;
-use crate::backend::nftables::transaction::{TableChanges, commit_apart};
+use crate::backend::nftables::transaction::{TableChanges, commit_apart, take_new_chains};
 
 /// A kernel that refuses whatever belongs to these numbers.
 struct Picky {
@@ -55,4 +55,35 @@ fn what_all_need_is_no_one_services_fault() {
         }
     };
     assert!(commit_apart(tables, |_| true, refuses_chains).is_err());
+}
+
+#[test]
+fn new_chains_are_there_before_anything_leads_to_them() {
+    let mut plan = plan(IpFamily::V4);
+    let table = |plan: &Plan, changes| vec![TableChanges { style: plan.style().clone(), changes }];
+    let chains = |tables: &[TableChanges]| -> Vec<String> {
+        let keys = tables.iter().flat_map(|table| &table.changes.add).map(|(key, _)| key);
+        keys.filter(|key| matches!(key, Key::Chain(_))).map(ToString::to_string).collect()
+    };
+    // A table that is being made: nothing leads into it.
+    let one = services([service("web", Protocol::Tcp, &[1], &[1])]);
+    update(&mut plan, &Services::new(), &one);
+    let mut made = table(&plan, diff(&Objects::new(), &plan.objects()));
+    assert_eq!(chains(&take_new_chains(&mut made)), [""; 0]);
+    assert!(chains(&made).len() > 10, "it has all of them");
+    // A count that nobody had before.
+    let two = services([service("web", Protocol::Tcp, &[1], &[1, 2])]);
+    let changes = update(&mut plan, &one, &two);
+    let all: BTreeSet<_> = changes.add.iter().map(|(key, _)| key.clone()).collect();
+    let mut rest = table(&plan, changes);
+    let first = take_new_chains(&mut rest);
+    assert_eq!(chains(&first).len(), 1, "{:?}", chains(&first));
+    assert_eq!(chains(&rest), [""; 0]);
+    let parts = first.iter().chain(&rest).flat_map(|table| &table.changes.add).map(|(key, _)| key.clone());
+    assert_eq!(parts.collect::<BTreeSet<_>>(), all, "nothing is lost");
+    // Chains that only change are no new ones.
+    let mut changed = table(&plan, diff(&plan.objects(), &Objects::new()));
+    changed[0].changes.add = changed[0].changes.delete.clone();
+    changed[0].changes.add.retain(|(key, _)| matches!(key, Key::Chain(_)));
+    assert_eq!(chains(&take_new_chains(&mut changed)), [""; 0]);
 }
