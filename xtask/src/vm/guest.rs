@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::script::quoted;
-use super::{Verdict, packages::Set};
+use super::{Kernel, Verdict};
 
 /// Where the guest's files are, outside and inside: on a file system in memory that goes with this process.
-const FOLDER: &str = "/run/tollgate-vm";
+pub(super) const FOLDER: &str = "/run/tollgate-vm";
 /// The first process of the guest.
 const INIT: &str = include_str!("init.sh");
 /// What it says on the console when the command starts.
@@ -34,6 +34,7 @@ const CONSOLE_LINES: usize = 40;
 
 /// What a guest is made of.
 pub(super) struct Guest {
+    pub(super) kernel: Kernel,
     /// In MiB.
     pub(super) memory: u32,
     /// The folder that it may write to.
@@ -67,7 +68,9 @@ impl Guest {
         self.lay_out()?;
         let (stdout, stdout_writer) = inherited_pipe()?;
         let (stderr, stderr_writer) = inherited_pipe()?;
-        let mut monitor = self.uml(&stdout_writer, &stderr_writer).spawn().context("cannot start user-mode Linux")?;
+        let monitor = self.kernel.monitor();
+        let mut command = monitor.command(self, [stdout_writer.as_fd(), stderr_writer.as_fd()])?;
+        let mut monitor = command.spawn().with_context(|| format!("cannot start {}", monitor.name()))?;
         drop((stdout_writer, stderr_writer));
         let stdout = thread::spawn(move || pass_on(stdout, io::stdout()));
         let stderr = thread::spawn(move || pass_on(stderr, io::stderr()));
@@ -108,41 +111,20 @@ impl Guest {
 
     /// What `init.sh` must know.
     fn settings(&self) -> Vec<u8> {
-        let modules = format!("{FOLDER}/packages/{}", Set::Uml.name());
-        let tools = format!("{FOLDER}/packages/{}", Set::Tools.name());
-        let libraries = format!("{tools}/usr/lib/x86_64-linux-gnu:{tools}/lib/x86_64-linux-gnu");
+        let monitor = self.kernel.monitor();
+        let [stdout, stderr] = monitor.devices();
         let mut text = Vec::new();
         for (name, value) in [
-            ("MONITOR", OsStr::new("uml")),
+            ("MONITOR", OsStr::new(monitor.name())),
+            ("KERNEL", OsStr::new(self.kernel.set().name())),
             ("SHARE", self.share.as_os_str()),
-            ("MODULES", OsStr::new(&modules)),
-            ("LIBRARIES", OsStr::new(&libraries)),
-            ("STDOUT", OsStr::new("/dev/ttyS0")),
-            ("STDERR", OsStr::new("/dev/ttyS1")),
+            ("STDOUT", OsStr::new(stdout)),
+            ("STDERR", OsStr::new(stderr)),
             ("STARTED", OsStr::new(STARTED)),
         ] {
             text.extend([name.as_bytes(), b"=", &quoted(value), b"\n"].concat());
         }
         text
-    }
-
-    fn uml(&self, stdout: &PipeWriter, stderr: &PipeWriter) -> Command {
-        let mut command = Command::new(format!("{FOLDER}/packages/{}/usr/bin/linux.uml", Set::Uml.name()));
-        command
-            .arg(format!("mem={}M", self.memory))
-            .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
-            .arg(format!("init={FOLDER}/init"))
-            .args(["con=null", "con0=fd:0,fd:1", "ssl=null"])
-            .arg(format!("ssl0=null,fd:{}", stdout.as_raw_fd()))
-            .arg(format!("ssl1=null,fd:{}", stderr.as_raw_fd()))
-            .arg(format!("uml_dir={FOLDER}"))
-            .args(["quiet", "loglevel=3", "panic=-1"])
-            // Its memory is a file there.
-            .env("TMPDIR", "/run")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
     }
 }
 

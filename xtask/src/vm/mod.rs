@@ -3,7 +3,7 @@
 //! ```text
 //! xtask            unpacks the packages, waits, exits as the command did
 //! └─ isolated      pid and mount namespaces of its own: whatever ends xtask ends the guest, and leaves no file
-//!    └─ monitor    user-mode Linux
+//!    └─ monitor    user-mode Linux, or QEMU without KVM
 //!       └─ guest   init.sh is pid 1: the host's root read-only below an overlay in memory, the target folder read-write
 //! ```
 
@@ -15,10 +15,12 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 mod guest;
+mod initrd;
+mod monitor;
 mod packages;
 mod script;
 
-pub(crate) use packages::remove;
+pub(crate) use packages::{ensure, remove};
 
 /// The status of this command where the guest failed, and not what ran in it; as `docker run` and `timeout` have it.
 const GUEST_FAILED: u8 = 125;
@@ -58,6 +60,12 @@ pub(crate) enum Kernel {
     /// User-mode Linux 6.1: quick; IPVS, SCTP, ipset and iptables-legacy, but no nftables and no BTF.
     #[default]
     Uml,
+    /// Debian's Linux 6.1 in an emulated machine: everything, and slow.
+    #[value(name = "6.1")]
+    V6_1,
+    /// Linux 6.12 of Debian's backports in an emulated machine.
+    #[value(name = "6.12")]
+    V6_12,
 }
 
 impl Kernel {
@@ -65,6 +73,8 @@ impl Kernel {
     fn name(self) -> &'static str {
         match self {
             Self::Uml => "uml",
+            Self::V6_1 => "6.1",
+            Self::V6_12 => "6.12",
         }
     }
 }
@@ -95,11 +105,11 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 fn try_run(args: &Args) -> Result<u8> {
     let command = script::command(&args.command, &args.env)?;
-    let packages_time = packages::ensure(args.kernel, args.yes)?;
+    let packages_time = ensure(args.kernel, args.yes)?;
     let (packages, share) = (packages::folder()?, target_folder()?);
     tollgate_lab::try_isolate().context("cannot isolate a guest")?;
     let start = Instant::now();
-    let guest = guest::Guest { memory: args.memory, share, packages, command };
+    let guest = guest::Guest { kernel: args.kernel, memory: args.memory, share, packages, command };
     let run = guest.run(Duration::from_secs(args.deadline))?;
     let end = Instant::now();
     let seconds = |duration: Duration| format!("{:.1} s", duration.as_secs_f64());

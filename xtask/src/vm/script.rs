@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 pub(super) fn command(command: &[OsString], environment: &[String]) -> Result<Vec<u8>> {
     let mut script = b"export HOME=/root TERM=dumb\n".to_vec();
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = [b"/run/bin:", path.as_bytes(), b":/usr/sbin:/usr/bin:/sbin:/bin"].concat();
+    let path = [path.as_bytes(), b":/usr/sbin:/usr/bin:/sbin:/bin"].concat();
     export(&mut script, "PATH", OsStr::from_bytes(&path));
     for variable in environment {
         let (name, value) = match variable.split_once('=') {
