@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::address::Family;
+use crate::kernel::kernel_has_nftables;
 
 /// A backend as the behaviour is tested on it: what `--proxy-mode` chooses, on nodes of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,12 @@ impl Mode {
     /// The mode of that name.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|mode| mode.name == name)
+    }
+
+    /// What it takes that this machine's kernel does not have.
+    pub fn lacking(self) -> Option<&'static str> {
+        let needs_nftables = self.proxy_mode == "nftables" || self.iptables == "nft";
+        (needs_nftables && !kernel_has_nftables()).then_some("nftables")
     }
 
     /// A backend that a node of this kind can be switched to.

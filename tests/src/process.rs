@@ -15,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::netns::NetNs;
-use crate::poll::PATIENCE;
+use crate::poll::patience;
 
 /// What a process wrote to stderr and stdout, line by line, over all its runs.
 #[derive(Clone, Debug, Default)]
@@ -164,7 +164,7 @@ impl Process {
 
     fn wait(&mut self) -> Result<ExitStatus> {
         let started = Instant::now();
-        while started.elapsed() < PATIENCE {
+        while started.elapsed() < patience() {
             if let Some(status) = self.child.try_wait().context("can't wait for a process")? {
                 return Ok(status);
             }

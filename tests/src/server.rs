@@ -17,8 +17,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::JoinSet;
 
+use crate::kernel::kernel_has_sctp;
 use crate::netns::NetNs;
-use crate::probe::kernel_has_sctp;
 use crate::runtime::{block_on, runtime};
 
 /// The HTTP server's port.

@@ -8,18 +8,17 @@ mod spread;
 pub(crate) mod tcp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use hyper::Response;
-use socket2::{Domain, Socket, Type};
 
 pub use connection::Connection;
 pub use flow::Flow;
 pub use outcome::{Answer, Outcome, Reply};
 pub use spread::Spread;
 
+use crate::kernel::kernel_has_sctp;
 use crate::netns::NetNs;
 use crate::runtime::block_on;
 
@@ -44,13 +43,6 @@ impl Protocol {
     pub fn transports() -> &'static [Self] {
         if kernel_has_sctp() { &[Self::Tcp, Self::Udp, Self::Sctp] } else { &Self::TRANSPORTS }
     }
-}
-
-/// Whether this kernel has SCTP sockets (`CONFIG_IP_SCTP`): they are what a server and a client need, whatever netfilter
-/// knows of the protocol.
-pub fn kernel_has_sctp() -> bool {
-    static HAS: OnceLock<bool> = OnceLock::new();
-    *HAS.get_or_init(|| Socket::new(Domain::IPV4, Type::STREAM, Some(socket2::Protocol::SCTP)).is_ok())
 }
 
 /// Dials from one namespace.

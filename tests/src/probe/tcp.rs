@@ -24,8 +24,11 @@ async fn dial_over(
 ) -> io::Result<TcpStream> {
     let socket = netns.socket(to.ip(), Type::STREAM, protocol, from).await?;
     // Closing sends a reset and leaves nothing in TIME_WAIT: a stream of probes does not run out of ports, and the
-    // same source port can be used again at once.
-    socket.set_linger(Some(std::time::Duration::ZERO))?;
+    // same source port can be used again at once. SCTP has no such state, and its reset (ABORT) would leave the server
+    // waiting: the kernel reports it as EPOLLERR alone (`sctp_poll`, seen on 6.1), which wakes no reader in tokio.
+    if protocol == Protocol::TCP {
+        socket.set_linger(Some(std::time::Duration::ZERO))?;
+    }
     match socket.connect(&SockAddr::from(to)) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}

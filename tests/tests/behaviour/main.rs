@@ -94,10 +94,14 @@ fn trial(rule: &'static str, case: Case, mode: Mode, family: Family, shared: Arc
         Some(deviation) => Ok(deviation.judge(run())?),
         None => Ok(run()?),
     });
-    match case {
-        // Not skipped for want of something that could be installed: xtask counts these apart.
-        Case::Sctp(_) if !kernel_has_sctp() => trial.with_kind("this kernel has no SCTP").with_ignored_flag(true),
-        _ => trial,
+    let lacking = match case {
+        Case::Sctp(_) if !kernel_has_sctp() => Some("SCTP"),
+        _ => mode.lacking(),
+    };
+    match lacking {
+        // Not skipped for want of something that could be installed: xtask looks for a kernel that has it.
+        Some(what) => trial.with_kind(format!("this kernel has no {what}")).with_ignored_flag(true),
+        None => trial,
     }
 }
 
