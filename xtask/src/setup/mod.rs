@@ -86,6 +86,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         remove(args.yes)?;
     } else {
         install(args.mode.needs(), &toolchain::missing(), args.yes)?;
+        if args.mode == Mode::All {
+            vm::ensure(vm::Kernel::Uml, args.yes)?;
+        }
         println!("setup: everything is there");
     }
     Ok(ExitCode::SUCCESS)
