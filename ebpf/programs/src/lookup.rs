@@ -7,8 +7,9 @@ use tollgate_ebpf_abi::{AddressPort, AddressValue, ServiceKey, ServiceValue, add
 use crate::map::{ADDRESSES, SERVICES};
 
 /// How often an entry is looked for, where none is found or the one that is found is not whole. When an entry is replaced,
-/// the kernel puts the new one at the head of its bucket and then takes the old one out: a program that is between the
-/// two misses both (until Linux 6.15), and finds the new one when it looks again. And see [`ServiceValue::check`].
+/// the kernel puts the new one at the head of its bucket and then takes the old one out (kernel/bpf/hashtab.c,
+/// `htab_map_update_elem`): a program that is between the two misses both, and finds the new one when it looks again. And
+/// see [`ServiceValue::check`].
 pub(crate) const TRIES: u32 = 3;
 
 /// What an address is to Services: nothing, where there is no entry.
