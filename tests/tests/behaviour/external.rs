@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use tollgate_lab::object::Endpoint;
 use tollgate_lab::proxy::zone;
 
@@ -14,6 +15,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("external-policy-local-affinity", Case::Table(external_policy_local_affinity)),
     ("external-local-shortcut", Case::Table(external_local_shortcut)),
     ("external-local-shortcut-cluster-pods", Case::Table(shortcut_of_all_cluster_pods)),
+    ("external-local-shortcut-own-address", Case::Steps(shortcut_from_own_address)),
     ("external-cluster-masquerade", Case::Table(external_cluster_masquerade)),
     ("no-local-drop-external", Case::Table(no_local_drop_external)),
     ("terminating-fallback-external", Case::Table(terminating_fallback_external)),
@@ -88,6 +90,18 @@ fn shortcut_of_all_cluster_pods(scene: &Scene<'_>) -> Table {
         .rows(Client::Pod("pod-2b"), At::node(1).of("web", 80), Expect::Only(&["pod-1a"]))
         .rows(Client::Pod("pod-2b"), At::node(1).of("web", 80), Expect::OwnSource)
         .at(At::EXTERNAL, [Client::Outside], ("web", 80), Expect::Only(&["pod-1a", "pod-1b"]))
+}
+
+/// A node that has the load balancer's address itself sends from it: only masqueraded does the answer find its way back.
+fn shortcut_from_own_address(scene: &Scene<'_>) -> Result<()> {
+    let node = scene.cluster().node(1);
+    node.netns().links()?.add_address("lo", scene.load_balancer_ip("web").into())?;
+    Table::new()
+        .given(scene.exposed("web").external_local())
+        .given(scene.ready("web", &["pod-2a"]))
+        .at([At::LoadBalancerIp], [Client::Node(1)], ("web", 80), Expect::Only(&["pod-2a"]))
+        .at([At::LoadBalancerIp], [Client::Node(1)], ("web", 80), Expect::NodeSource(1))
+        .play(scene)
 }
 
 fn external_cluster_masquerade(scene: &Scene<'_>) -> Table {

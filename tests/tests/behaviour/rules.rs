@@ -41,6 +41,8 @@ const FOREIGN_IPTABLES: &[&str] = &[
     "-t nat -N TG-OTHER",
     "-t nat -A TG-OTHER -d 198.51.100.1 -p tcp -j DNAT --to-destination 198.51.100.2",
     "-t nat -A OUTPUT -j TG-OTHER",
+    "-t nat -N TG-K-OTHER",
+    "-t nat -A TG-K-OTHER -j TG-OTHER",
     "-t nat -A POSTROUTING -o nowhere -j MASQUERADE",
     "-N TOLLGATE-OTHER",
     "-A TOLLGATE-OTHER -m mark --mark 0x4000/0x4000 -j RETURN",
@@ -94,8 +96,8 @@ fn foreign(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
 /// How chains of ours begin in iptables mode.
 const OURS: &[&str] = &["TOLLGATE-", "TG-"];
 
-/// Everything of ours on a node, in the words of nft, iptables and ipset.
-fn ours(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
+/// All rules and sets of a node, in the words of nft, iptables and ipset.
+fn all_rules(netns: &NetNs, mode: Mode) -> Result<String> {
     let mut all = run(netns, "nft --stateless list ruleset")?;
     for family in Family::ALL {
         all.push_str(&run(netns, &format!("{}-save", mode.iptables(family)))?);
@@ -103,8 +105,14 @@ fn ours(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
     if mode.proxy_mode() == "iptables" {
         all.push_str(&run(netns, "ipset list -name")?);
     }
+    Ok(all)
+}
+
+/// Everything of ours on a node.
+fn ours(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
     let is_ours = |line: &&str| line.to_lowercase().contains("tollgate") || line.contains("TG-");
     let others = |line: &&str| line.contains("-OTHER") || line.contains("tollgate-not-ours");
+    let all = all_rules(netns, mode)?;
     Ok(all.lines().filter(is_ours).filter(|line| !others(line)).map(str::to_owned).collect())
 }
 
@@ -261,10 +269,12 @@ fn drift_repaired(stage: &mut Stage) -> Result<()> {
 
 fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
     let scene = stage.scene()?;
-    let other = |name: &str| scene.service(name).port(Protocol::Tcp, 80);
     scene.apply([scene.web().into(), scene.ready("web", &["pod-2a"]).into()])?;
-    scene.apply([other("goes").into(), scene.ready("goes", &["pod-2a"]).into()])?;
+    let sticky = scene.exposed("goes").affinity(Duration::from_secs(3600));
+    scene.apply([sticky.into(), scene.ready("goes", &["pod-2a"]).into()])?;
     let (web, goes) = (scene.vip("web", 80)?, scene.vip("goes", 80)?);
+    let (mode, node) = (stage.mode, scene.cluster().node(1).netns().clone());
+    ensure!(all_rules(&node, mode)?.contains("goes"), "a Service is known by its name");
     stage.lab.proxy(1).kill9()?;
     let scene = stage.scene()?;
     scene.delete_service("goes")?;
@@ -278,6 +288,9 @@ fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
     client.spread(Protocol::Tcp, scene.vip("comes", 80)?, 64).ensure_only(&["pod-1b"])?;
     let reply = client.impatient().tcp(goes);
     ensure!(reply.answer().is_err(), "a Service that was deleted meanwhile still answers: {reply}");
+    let rules = all_rules(&node, mode)?;
+    let left: Vec<_> = rules.lines().filter(|line| line.contains("goes")).collect();
+    ensure!(left.is_empty(), "of a Service that was deleted meanwhile there is left {left:?}");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("no-local-drop", PLAN, "*kind == PoolKind::Local && has_endpoints_elsewhere", "false && *kind == PoolKind::Local && has_endpoints_elsewhere"),
     mutant("invalid-dropped", NFTABLES, "let drops_invalid = !is_tcp_liberal();", "let drops_invalid = is_tcp_liberal();"),
     mutant("external-local-shortcut", CHAIN, "            self.mark(is_node).goto(FixedChain::ExtShortcut.as_str()),\n", "            is_node,\n"),
+    mutant("external-local-shortcut", CHAIN, "self.mark(is_node).goto(FixedChain::ExtShortcut.as_str()),", "is_node.goto(FixedChain::ExtShortcut.as_str()),"),
     mutant("external-local-shortcut", CHAIN, "self.is_local_pod(shortcut()).map(|rule| rule.goto(FixedChain::ExtShortcut.as_str()));", "self.is_local_pod(shortcut());"),
     mutant("no-endpoints-reject", CHAIN, "rule(\"no-endpoints-reject\").protocol(Protocol::Tcp).reset(),\n                rule(\"no-endpoints-reject\").reject(self.family),", "rule(\"no-endpoints-reject\").drop(),"),
     mutant("unknown-port-on-vip", CHAIN, "                .goto(FixedChain::Refuse.as_str()),\n            rule(\"unallocated", "                .drop(),\n            rule(\"unallocated"),
