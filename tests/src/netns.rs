@@ -21,7 +21,6 @@ use tokio::sync::oneshot;
 
 use crate::cgroup::Cgroup;
 use crate::isolate;
-use crate::kernel::kernel_has_sctp;
 use crate::link::Links;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -72,11 +71,6 @@ impl NetNs {
         let inner = Inner { name, file, jobs: Some(jobs), thread: Some(thread), links: OnceLock::new() };
         let netns = Self(Arc::new(inner));
         netns.links()?.up("lo")?;
-        if kernel_has_sctp() {
-            // A refusal that comes while `connect` still sends (as it does without a wire in between) is kept from the
-            // caller until the next INIT (`sctp_v4_err`: the socket is owned by the user), by default 3 s later.
-            netns.sysctl("net/sctp/rto_initial", "100")?;
-        }
         Ok(netns)
     }
 

@@ -34,6 +34,13 @@ async fn dial_over(
         Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
         Err(error) => return Err(error),
     }
+    // A refusal that comes while `connect` still sends, as it does without a wire in between, is kept from `poll` until the
+    // next INIT, 3 s later (`sctp_v4_err`: the socket is owned by the user); `SO_ERROR` has it.
+    if protocol == Protocol::SCTP
+        && let Some(error) = socket.take_error()?
+    {
+        return Err(error);
+    }
     let stream = TcpStream::from_std(socket.into())?;
     stream.writable().await?;
     match stream.take_error()? {
