@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use tollgate_lab::NetNs;
 
 use super::report::Percentiles;
-use super::scale::{Scale, slice, vip_of};
-use super::server::{PORTS, ask_within};
+use super::scale::{Scale, revision_of, slice, vip_of};
+use super::server::{PORTS, ask, ask_within};
 
 /// Between two changes: the proxy has nothing to do.
 const QUIET: Duration = Duration::from_millis(50);
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A connect whose first packet came too early waits for no retransmission.
 const ATTEMPT: Duration = Duration::from_millis(20);
 const BURST: u32 = 50;
-const BURSTS: u32 = 6;
+const BURSTS: u32 = 20;
 /// Services that come with their slice, one by one.
 const NEW: u32 = 20;
 
@@ -34,15 +34,33 @@ pub(super) struct Changes {
     pub(super) update_from_request: Percentiles,
     /// The same from the acknowledgement; zero where the kernel was quicker than that.
     pub(super) update_from_acknowledgement: Percentiles,
-    /// A new Service and its slice: from the request of the first to an answer.
-    pub(super) new_service: Percentiles,
-    /// 50 changes at once, until the last is met.
-    pub(super) burst: Percentiles,
+    /// A new Service and its slice, one written after the other: from the request of the first to an answer.
+    pub(super) new_service_from_request: Percentiles,
+    /// The same from the acknowledgement of the second.
+    pub(super) new_service_from_acknowledgement: Percentiles,
+    /// 50 changes of as many Services, written as an `apply` of many objects writes them: up to 64 at one time. From the first
+    /// request until the last of them is met.
+    pub(super) burst_from_request: Percentiles,
+    /// The same from the last acknowledgement.
+    pub(super) burst_from_acknowledgement: Percentiles,
+}
+
+/// When something was written and when it was met.
+#[derive(Default)]
+struct Times {
+    from_request: Vec<Duration>,
+    from_acknowledgement: Vec<Duration>,
+}
+
+impl Times {
+    fn add(&mut self, sent: Instant, acknowledged: Instant, met: Instant) {
+        self.from_request.push(met.duration_since(sent));
+        self.from_acknowledgement.push(met.saturating_duration_since(acknowledged));
+    }
 }
 
 pub(super) fn measure(scale: &Scale, changes: u32) -> Result<Changes> {
-    let mut from_request = Vec::new();
-    let mut from_acknowledgement = Vec::new();
+    let mut updates = Times::default();
     let target = scale.vips()[0];
     for number in 1..=changes {
         std::thread::sleep(QUIET);
@@ -51,45 +69,54 @@ pub(super) fn measure(scale: &Scale, changes: u32) -> Result<Changes> {
         let sent = Instant::now();
         scale.apply(slice(0, PORTS[port]))?;
         let acknowledged = Instant::now();
-        let met = sentinel.met()?;
-        from_request.push(met.duration_since(sent));
-        from_acknowledgement.push(met.saturating_duration_since(acknowledged));
+        updates.add(sent, acknowledged, sentinel.met()?);
     }
+    let (new_services, bursts) = (new_services(scale)?, bursts(scale)?);
     Ok(Changes {
-        update_from_request: Percentiles::of(from_request),
-        update_from_acknowledgement: Percentiles::of(from_acknowledgement),
-        new_service: Percentiles::of(new_services(scale)?),
-        burst: Percentiles::of(bursts(scale)?),
+        update_from_request: Percentiles::of(updates.from_request),
+        update_from_acknowledgement: Percentiles::of(updates.from_acknowledgement),
+        new_service_from_request: Percentiles::of(new_services.from_request),
+        new_service_from_acknowledgement: Percentiles::of(new_services.from_acknowledgement),
+        burst_from_request: Percentiles::of(bursts.from_request),
+        burst_from_acknowledgement: Percentiles::of(bursts.from_acknowledgement),
     })
 }
 
-fn new_services(scale: &Scale) -> Result<Vec<Duration>> {
-    let mut times = Vec::new();
+fn new_services(scale: &Scale) -> Result<Times> {
+    let mut times = Times::default();
     for number in 0..NEW {
         std::thread::sleep(QUIET);
         let index = scale.services() + number;
         let sent = Instant::now();
         let vip = vip_of(&scale.apply(super::scale::service(index))?)?;
         scale.apply(slice(index, PORTS[0]))?;
-        times.push(Sentinel::start(scale.client(), vip, 0).met()?.duration_since(sent));
+        let acknowledged = Instant::now();
+        times.add(sent, acknowledged, Sentinel::start(scale.client(), vip, 0).met()?);
     }
     Ok(times)
 }
 
-fn bursts(scale: &Scale) -> Result<Vec<Duration>> {
+/// The proxy applies changes in the order of their revisions: when the one with the newest is met, all are there, which is
+/// looked at then. To dial all fifty until each is met would mostly measure the dialling.
+fn bursts(scale: &Scale) -> Result<Times> {
     let count = BURST.min(scale.services());
-    let mut times = Vec::new();
+    let mut times = Times::default();
     for number in 0..BURSTS {
         std::thread::sleep(QUIET);
         // Service 0 is where the changes before have left it.
         let port = usize::try_from((number + 1) % 2)?;
         let vips = scale.vips()[..usize::try_from(count)?].to_vec();
         let sent = Instant::now();
-        scale.apply_all((0..count).map(|index| slice(index, PORTS[port])).collect())?;
-        for vip in vips {
-            Sentinel::start(scale.client(), vip, port).met()?;
-        }
-        times.push(sent.elapsed());
+        let stored = scale.apply_all((0..count).map(|index| slice(index, PORTS[port])).collect())?;
+        let acknowledged = Instant::now();
+        let revisions = stored.iter().map(revision_of).collect::<Result<Vec<_>>>()?;
+        let newest = vips.iter().zip(revisions).max_by_key(|(_, revision)| *revision).context("a burst of nothing")?;
+        times.add(sent, acknowledged, Sentinel::start(scale.client(), *newest.0, port).met()?);
+        let answers = scale.client().run(move || vips.into_iter().map(ask).collect::<Result<Vec<_>>>())?;
+        ensure!(
+            answers.iter().all(|answer| *answer == port),
+            "not all of a burst was there with its last: {answers:?}"
+        );
     }
     Ok(times)
 }

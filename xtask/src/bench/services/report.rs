@@ -31,7 +31,7 @@ impl Percentiles {
     }
 
     fn row(self, what: &str) {
-        println!("  {what:44} {:>12} {:>12}", duration(self.p50_us), duration(self.p99_us));
+        println!("  {what:48} {:>12} {:>12}", duration(self.p50_us), duration(self.p99_us));
     }
 }
 
@@ -48,15 +48,22 @@ pub(super) struct Measured {
 
 impl Measured {
     pub(super) fn print(&self) {
-        println!("  {:44} {:>12} {:>12}", "", "p50", "p99");
+        println!("  {:48} {:>12} {:>12}", "", "p50", "p99");
         for (target, times) in &self.connections.by_target {
             times.row(&format!("connect, request, close: {target}"));
         }
         let changes = &self.changes;
         changes.update_from_request.row("one endpoint exchanged, from the request");
         changes.update_from_acknowledgement.row("the same, from the acknowledgement");
-        changes.new_service.row("a new Service and its slice");
-        changes.burst.row("50 changes at once, until the last");
+        changes.new_service_from_request.row("a new Service, then its slice, from the request");
+        changes.new_service_from_acknowledgement.row("the same, from the last acknowledgement");
+        changes.burst_from_request.row("50 changes, 64 writers, from the first request");
+        changes.burst_from_acknowledgement.row("the same, from the last acknowledgement");
+        println!(
+            "  50 changes against one: {:.1} times from the request, {:.1} times from the acknowledgement",
+            changes.burst_from_request.p50_us / changes.update_from_request.p50_us,
+            changes.burst_from_acknowledgement.p50_us / changes.update_from_acknowledgement.p50_us
+        );
         let ColdStart { to_last_service, to_applied } = self.cold_start;
         println!(
             "  cold start: the last Service answers after {:.2} s, everything is programmed after {:.2} s",

@@ -185,6 +185,12 @@ fn name(index: u32) -> String {
     format!("service-{index:05}")
 }
 
+/// The revision that an object was stored at.
+pub(super) fn revision_of(object: &Value) -> Result<u64> {
+    let revision = object["metadata"]["resourceVersion"].as_str().context("an object without a resourceVersion")?;
+    revision.parse().with_context(|| format!("a resourceVersion that is no number: {revision}"))
+}
+
 /// The address of a stored Service.
 pub(super) fn vip_of(service: &Value) -> Result<SocketAddr> {
     let ip = service["spec"]["clusterIP"].as_str().context("a Service without a clusterIP")?;
