@@ -1,4 +1,5 @@
-//! How long syncs of the nftables backend take on this machine's kernel, in a network namespace of its own.
+//! How long syncs of the nftables backend take on this machine's kernel, in a network namespace of its own; and the time that
+//! this process has a processor, for itself and within the kernel, which says more where others use the machine as well.
 //!
 //! `cargo bench -p tollgate-proxy --bench nftables_sync [-- SERVICES]`; 10,000 Services with 10 endpoints each by default.
 
@@ -8,6 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
 use tollgate_model::endpoint::Endpoint;
 use tollgate_model::frontend::{Frontend, FrontendOrigin};
 use tollgate_model::name::{IpFamily, NamespacedName, Protocol, ServicePortName};
@@ -58,25 +61,44 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn repeat(
-    rounds: u32,
-    mut each: impl FnMut(u32) -> Result<Duration, Box<dyn Error>>,
-) -> Result<Vec<Duration>, Box<dyn Error>> {
+fn repeat(rounds: u32, mut each: impl FnMut(u32) -> Result<Time, Box<dyn Error>>) -> Result<Vec<Time>, Box<dyn Error>> {
     (0..rounds).map(&mut each).collect()
 }
 
-fn sync(backend: &mut Nftables, desired: &Snapshot, scope: Scope) -> Result<Duration, Box<dyn Error>> {
-    let start = Instant::now();
-    backend.sync(desired, scope)?;
-    Ok(start.elapsed())
+/// How long something took, and how much of a processor.
+#[derive(Clone, Copy)]
+struct Time {
+    elapsed: Duration,
+    user: Duration,
+    system: Duration,
 }
 
-fn row(what: &str, times: &[Duration]) {
-    let mut times = times.to_vec();
-    times.sort_unstable();
+fn sync(backend: &mut Nftables, desired: &Snapshot, scope: Scope) -> Result<Time, Box<dyn Error>> {
+    let (start, (user, system)) = (Instant::now(), processor()?);
+    backend.sync(desired, scope)?;
+    let after = processor()?;
+    Ok(Time { elapsed: start.elapsed(), user: after.0 - user, system: after.1 - system })
+}
+
+fn processor() -> Result<(Duration, Duration), Box<dyn Error>> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let [user, system] = [usage.user_time(), usage.system_time()].map(|time| time.num_microseconds().unsigned_abs());
+    Ok((Duration::from_micros(user), Duration::from_micros(system)))
+}
+
+fn row(what: &str, times: &[Time]) {
+    let mut elapsed: Vec<_> = times.iter().map(|time| time.elapsed).collect();
+    elapsed.sort_unstable();
     // The best is what the work takes; the others also tell what else the machine was doing.
-    let (best, median, p99) = (times[0], times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]);
-    println!("{what:40} best {best:>9.2?}  median {median:>9.2?}  p99 {p99:>9.2?}  of {}", times.len());
+    let at = |percent: usize| elapsed[(elapsed.len() * percent / 100).min(elapsed.len() - 1)];
+    let (best, median, p99) = (elapsed[0], at(50), at(99));
+    let mean =
+        |of: fn(&Time) -> Duration| times.iter().map(of).sum::<Duration>() / u32::try_from(times.len()).unwrap_or(1);
+    let (user, system) = (mean(|time| time.user), mean(|time| time.system));
+    println!(
+        "{what:40} best {best:>9.2?}  median {median:>9.2?}  p99 {p99:>9.2?}  processor {user:>9.2?} + {system:>9.2?}  of {}",
+        times.len()
+    );
 }
 
 /// A Service whose first endpoint is another in each generation.

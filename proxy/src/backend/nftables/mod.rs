@@ -310,14 +310,22 @@ impl Nftables {
     }
 
     /// Returns in how many transactions, if all of it was taken.
-    fn commit_or_isolate(&mut self, mut tables: Vec<TableChanges>) -> Result<Option<usize>, KernelError> {
-        match self.commit(&mut tables) {
-            Ok(transactions) => return Ok(Some(transactions)),
-            Err(KernelError::Refused { cause, .. }) => {
-                tracing::warn!(cause, "the kernel refused a transaction; looking for the Services that it is about");
+    fn commit_or_isolate(&mut self, tables: Vec<TableChanges>) -> Result<Option<usize>, KernelError> {
+        let (mut stages, mut transactions) = (transaction::stages(tables).into_iter(), 0);
+        let tables = loop {
+            let Some(mut stage) = stages.next() else { return Ok(Some(transactions)) };
+            match self.commit(&mut stage) {
+                Ok(committed) => transactions += committed,
+                Err(KernelError::Refused { cause, .. }) => {
+                    tracing::warn!(
+                        cause,
+                        "the kernel refused a transaction; looking for the Services that it is about"
+                    );
+                    break transaction::rejoin(std::iter::once(stage).chain(stages));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        }
+        };
         let owner = |(family, number)| {
             let plan = self.plans.iter().find(|plan| plan.style().family == family)?;
             plan.owner(number).cloned()

@@ -6,7 +6,7 @@ use tollgate_model::name::IpFamily;
 
 use super::chain::Style;
 use super::kernel;
-use super::object::{Changes, Key};
+use super::object::{Changes, Key, SetName};
 use super::plan::number;
 
 /// What changes in one table.
@@ -16,6 +16,77 @@ pub(crate) struct TableChanges {
     pub(crate) style: Style,
     /// What changes.
     pub(crate) changes: Changes,
+}
+
+/// A set that is new is loaded with so many elements at first.
+const FIRST: usize = 1024;
+
+/// A large load, in transactions of which each adds at most half of what its sets have by then.
+///
+/// A hash table of the kernel's grows in a work queue, which does not come to its turn within a system call. A load in one
+/// makes table after table meanwhile, each twice as large as the one before, and looks for every element in all of them
+/// (`rhashtable_insert_slow`: half of what the kernel took for 10,000 Services x 10).
+///
+/// What nobody asks for yet goes first: rules and endpoints. Then what is dialled, so that one Service after the other comes to
+/// be, whole; and last what is refused or dropped where nothing was found that is dialled. What deletes anything is one
+/// transaction.
+pub(crate) fn stages(tables: Vec<TableChanges>) -> Vec<Vec<TableChanges>> {
+    if tables.iter().any(|table| !table.changes.delete.is_empty()) {
+        return vec![tables];
+    }
+    let mut stages: BTreeMap<(Phase, usize), Vec<TableChanges>> = BTreeMap::new();
+    for TableChanges { style, changes } in tables {
+        let mut own: BTreeMap<(Phase, usize), TableChanges> = BTreeMap::new();
+        let mut set: Option<SetName> = None;
+        // Of the set's elements, how many there are and how many of them are in stages before.
+        let (mut count, mut step, mut end) = (0, 0, FIRST);
+        for (key, value) in changes.add {
+            let stage = match &key {
+                Key::Set(_) | Key::Chain(_) => (Phase::Unasked, 0),
+                Key::Element(name, _) => {
+                    if set.as_ref() != Some(name) {
+                        (set, count, step, end) = (Some(name.clone()), 0, 0, FIRST);
+                    }
+                    if count == end {
+                        (step, end) = (step + 1, end + end / 2);
+                    }
+                    count += 1;
+                    (Phase::of(name), step)
+                }
+            };
+            own.entry(stage).or_insert_with(|| TableChanges::none(&style)).changes.add.push((key, value));
+        }
+        for (stage, part) in own {
+            stages.entry(stage).or_default().push(part);
+        }
+    }
+    stages.into_values().collect()
+}
+
+/// In which order what is new becomes known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// Nothing leads there yet.
+    Unasked,
+    /// What clients dial.
+    Dialled,
+    /// What becomes of addresses at which nothing is dialled.
+    Missed,
+}
+
+impl Phase {
+    fn of(set: &SetName) -> Self {
+        match set {
+            SetName::Frontends | SetName::Nodeports => Self::Dialled,
+            SetName::ClusterIps | SetName::ServiceCidrs => Self::Missed,
+            _ => Self::Unasked,
+        }
+    }
+}
+
+/// Several transactions in one.
+pub(crate) fn rejoin(stages: impl IntoIterator<Item = Vec<TableChanges>>) -> Vec<TableChanges> {
+    joined(stages.into_iter().flatten())
 }
 
 /// A Service port in one table: the family and its number there.
@@ -81,7 +152,7 @@ fn halve(
     if parts.is_empty() {
         return Ok(());
     }
-    match (commit(&joined(parts)), parts) {
+    match (commit(&joined(parts.iter().map(|(_, part)| part.clone()))), parts) {
         (Ok(()), _) => Ok(()),
         (Err(kernel::Error::Refused { cause, .. }), [(owner, _)]) => {
             refused.push((*owner, cause));
@@ -96,12 +167,12 @@ fn halve(
     }
 }
 
-fn joined(parts: &[(Owner, TableChanges)]) -> Vec<TableChanges> {
+fn joined(parts: impl IntoIterator<Item = TableChanges>) -> Vec<TableChanges> {
     let mut tables: BTreeMap<IpFamily, TableChanges> = BTreeMap::new();
-    for (_, part) in parts {
+    for part in parts {
         let table = tables.entry(part.style.family).or_insert_with(|| TableChanges::none(&part.style));
-        table.changes.delete.extend_from_slice(&part.changes.delete);
-        table.changes.add.extend_from_slice(&part.changes.add);
+        table.changes.delete.extend(part.changes.delete);
+        table.changes.add.extend(part.changes.add);
     }
     for table in tables.values_mut() {
         table.changes.delete.sort_by(|(a, _), (b, _)| a.cmp(b));

@@ -19,6 +19,7 @@ use crate::backend::{DetectLocal, NodeConfig};
 mod commit_apart;
 mod golden;
 mod lookup;
+mod stages;
 
 /// The Service ports of one moment.
 type Services = BTreeMap<ServicePortName, ServicePort>;
