@@ -18,6 +18,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::health;
+use crate::source::Revision;
 
 type GaugeF64 = Gauge<f64, AtomicU64>;
 
@@ -53,8 +54,9 @@ pub struct Metrics {
     pub flow_cleaning_duration: Histogram,
     /// Deletions of stale flows that failed and are tried again.
     pub flow_cleaning_failures: Counter,
-    /// The source's revision up to which the kernel has everything.
+    /// The source's revision up to which the kernel has everything; of which store, `applied_store` says.
     pub applied_revision: Gauge,
+    applied_store: Family<Store, Gauge>,
     /// 1 while the watch of the source stands.
     pub source_connected: Gauge,
     /// Service ports in the newest snapshot.
@@ -71,15 +73,20 @@ pub struct Metrics {
 }
 
 /// A change whose way into the kernel is being timed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
-    revision: u64,
+    revision: Revision,
     triggered: Timestamp,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Code {
     code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Store {
+    store_id: String,
 }
 
 /// Which health question was asked.
@@ -120,6 +127,7 @@ impl Metrics {
             flow_cleaning_duration: Histogram::new(sync_buckets()),
             flow_cleaning_failures: Counter::default(),
             applied_revision: Gauge::default(),
+            applied_store: Family::default(),
             source_connected: Gauge::default(),
             service_ports: Gauge::default(),
             node_addresses: Gauge::default(),
@@ -208,6 +216,11 @@ impl Metrics {
             "The control plane's revision up to which the kernel has everything",
             self.applied_revision.clone(),
         );
+        r.register(
+            "applied_store_info",
+            "The control plane's store that the applied revision is of: revisions of different stores say nothing of each other",
+            self.applied_store.clone(),
+        );
         r.register("source_connected", "1 while the watch of the control plane stands", self.source_connected.clone());
         r.register(
             "health_check_node_ports",
@@ -224,26 +237,45 @@ impl Metrics {
     }
 
     /// Notes that a change came in, made at `triggered` if the object says so, to be timed until its revision is applied.
-    pub fn queued(&self, revision: u64, triggered: Option<Timestamp>) {
+    pub fn queued(&self, revision: &Revision, triggered: Option<Timestamp>) {
         self.last_queued.set(seconds_since_1970(Timestamp::now()));
         if let Some(triggered) = triggered {
-            self.pending.lock().unwrap_or_else(PoisonError::into_inner).push(Pending { revision, triggered });
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            // Of another store's changes nobody will say any more that they are applied.
+            if pending.last().is_some_and(|last| last.revision.store != revision.store) {
+                pending.clear();
+            }
+            pending.push(Pending { revision: revision.clone(), triggered });
         }
     }
 
     /// Notes that the kernel has everything up to `revision`.
-    pub fn applied(&self, revision: u64) {
+    pub fn applied(&self, revision: &Revision) {
         let now = Timestamp::now();
         self.last_sync.set(seconds_since_1970(now));
-        self.applied_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.set_applied(revision);
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).retain(|pending| {
-            let applied = pending.revision <= revision;
+            let applied = pending.revision.store == revision.store && pending.revision.number <= revision.number;
             if applied {
                 let duration = Duration::try_from(now.duration_since(pending.triggered)).unwrap_or_default();
                 self.programming_duration.observe(duration.as_secs_f64());
             }
             !applied
         });
+    }
+
+    /// Who reads the metrics while the store changes may miss the revision's store, and never sees one store's revision with
+    /// the other's name.
+    fn set_applied(&self, revision: &Revision) {
+        let label = Store { store_id: revision.store.to_string() };
+        let is_same = self.applied_store.get(&label).is_some();
+        if !is_same {
+            self.applied_store.clear();
+        }
+        self.applied_revision.set(i64::try_from(revision.number).unwrap_or(i64::MAX));
+        if !is_same && !label.store_id.is_empty() {
+            self.applied_store.get_or_create(&label).set(1);
+        }
     }
 
     /// Notes what a health question was answered.
@@ -313,11 +345,36 @@ mod tests {
     #[test]
     fn a_change_is_timed_once_its_revision_is_applied() {
         let metrics = Metrics::new();
-        metrics.queued(7, Some(Timestamp::now()));
-        metrics.queued(9, Some(Timestamp::now()));
-        metrics.applied(8);
+        metrics.queued(&at("a", 7), Some(Timestamp::now()));
+        metrics.queued(&at("a", 9), Some(Timestamp::now()));
+        metrics.applied(&at("a", 8));
         assert!(metrics.encode().unwrap().contains("kubeproxy_network_programming_duration_seconds_count 1\n"));
-        metrics.applied(9);
+        metrics.applied(&at("a", 9));
         assert!(metrics.encode().unwrap().contains("kubeproxy_network_programming_duration_seconds_count 2\n"));
+    }
+
+    #[test]
+    fn revisions_of_another_store_are_other_revisions() {
+        let metrics = Metrics::new();
+        let lines = || {
+            let text = metrics.encode().unwrap();
+            text.lines().filter(|line| line.starts_with("tollgate_applied")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        metrics.applied(&at("", 0));
+        assert_eq!(lines(), ["tollgate_applied_revision 0"]);
+        metrics.queued(&at("a", 9), Some(Timestamp::now()));
+        metrics.applied(&at("a", 8));
+        assert_eq!(lines(), ["tollgate_applied_revision 8", "tollgate_applied_store_info{store_id=\"a\"} 1"]);
+        metrics.queued(&at("b", 3), Some(Timestamp::now()));
+        metrics.applied(&at("b", 2));
+        assert_eq!(lines(), ["tollgate_applied_revision 2", "tollgate_applied_store_info{store_id=\"b\"} 1"]);
+        let timed = "kubeproxy_network_programming_duration_seconds_count 0\n";
+        assert!(metrics.encode().unwrap().contains(timed));
+        metrics.applied(&at("b", 3));
+        assert!(!metrics.encode().unwrap().contains(timed));
+    }
+
+    fn at(store: &str, number: u64) -> Revision {
+        Revision { store: store.into(), number }
     }
 }

@@ -16,6 +16,7 @@ use tollgate_model::snapshot::{HealthCheck, Snapshot};
 use tollgate_proxy::health::Health;
 use tollgate_proxy::health_check::{HealthChecks, ListenOn};
 use tollgate_proxy::metrics::Metrics;
+use tollgate_proxy::source::Revision;
 use tollgate_proxy::sync::Desired;
 
 use crate::netns::isolated;
@@ -66,7 +67,7 @@ impl Node {
     }
 
     fn want(&self, snapshot: &Snapshot) {
-        self.desired.send_replace(Some(Desired { snapshot: snapshot.clone(), revision: 1 }));
+        self.desired.send_replace(Some(Desired { snapshot: snapshot.clone(), revision: Revision::default() }));
     }
 
     fn apply(&self, snapshot: &Snapshot) {

@@ -15,7 +15,7 @@ use tollgate_model::object as model;
 use tollgate_model::store::Event;
 use tonic::transport::{Endpoint, Uri};
 
-use super::{Update, object};
+use super::{Revision, Update, object};
 use crate::metrics::Metrics;
 use crate::node::Registration;
 use crate::sync::chain;
@@ -40,7 +40,7 @@ pub struct Grpc {
     updates: mpsc::Sender<Update>,
     metrics: Arc<Metrics>,
     /// Where the next watch goes on; none until a first list is complete.
-    resume: Option<ResumeToken>,
+    resume: Option<Revision>,
 }
 
 /// Why a connection ended.
@@ -110,12 +110,12 @@ impl Grpc {
         register(self.registration.as_mut(), &mut client).await?;
         let request = WatchRequest {
             kinds: KINDS.map(i32::from).to_vec(),
-            resume: self.resume.clone(),
+            resume: self.resume.as_ref().map(token),
             client: self.client.clone(),
         };
         let refused = |status| Ended::Refused { what: "the watch", status };
         let mut stream = client.watch(request).await.map_err(refused)?.into_inner();
-        let resumed_at = self.resume.as_ref().map(|token| token.revision);
+        let resumed_at = self.resume.as_ref().map(|at| at.number);
         tracing::info!(control_plane = %self.uri, ?resumed_at, "watching");
         self.metrics.source_connected.set(1);
         loop {
@@ -154,13 +154,13 @@ impl Grpc {
                 self.send(each_kind(Event::Init), None).await?;
             }
             Said::Apply(object) => {
-                let revision = self.advance(object.revision);
                 let kind = object.key.as_ref().map(tollgate_api::v1::Key::kind);
                 match kind {
                     Some(Kind::Service) => self.metrics.service_changes.inc(),
                     Some(Kind::EndpointSlice) => self.metrics.endpoint_changes.inc(),
                     _ => 0,
                 };
+                let revision = self.advance(object.revision);
                 let (event, triggered) = object::applied(&object);
                 // A list says when each object changed last: long ago, and not what this proxy took to hear of it.
                 let triggered = triggered.filter(|_| revision.is_some());
@@ -172,10 +172,10 @@ impl Grpc {
                 self.send(deleted.key.as_ref().and_then(object::deleted).into_iter().collect(), revision).await?;
             }
             Said::InitDone(done) => {
-                let token = done.at.unwrap_or_default();
-                let revision = token.revision;
-                tracing::info!(revision, "the control plane has said everything");
-                self.resume = Some(token);
+                let ResumeToken { store_id, revision } = done.at.unwrap_or_default();
+                tracing::info!(revision, store = store_id, "the control plane has said everything");
+                let revision = Revision { store: store_id.into(), number: revision };
+                self.resume = Some(revision.clone());
                 // Together: new Services must not be seen with the slices of the list before.
                 self.send(each_kind(Event::InitDone), Some(revision)).await?;
             }
@@ -192,14 +192,14 @@ impl Grpc {
         Ok(())
     }
 
-    /// Moves the token on; says nothing while a list is incomplete.
-    fn advance(&mut self, revision: u64) -> Option<u64> {
-        let token = self.resume.as_mut()?;
-        token.revision = revision;
-        Some(revision)
+    /// Moves on; says nothing while a list is incomplete.
+    fn advance(&mut self, number: u64) -> Option<Revision> {
+        let at = self.resume.as_mut()?;
+        at.number = number;
+        Some(at.clone())
     }
 
-    async fn send(&self, events: Vec<Event>, revision: Option<u64>) -> Result<(), Ended> {
+    async fn send(&self, events: Vec<Event>, revision: Option<Revision>) -> Result<(), Ended> {
         self.updates.send(Update { events, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
     }
 }
@@ -216,6 +216,10 @@ async fn addresses_changed(registration: Option<&mut Registration>) {
         Some(registration) => registration.changed().await,
         None => std::future::pending().await,
     }
+}
+
+fn token(at: &Revision) -> ResumeToken {
+    ResumeToken { store_id: at.store.to_string(), revision: at.number }
 }
 
 fn each_kind(event: fn(model::Kind) -> Event) -> Vec<Event> {

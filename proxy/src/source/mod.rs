@@ -18,13 +18,23 @@ mod object;
 /// nothing.
 const BATCH: usize = 1024;
 
+/// How far a source's changes go. Numbers of different stores say nothing of each other: one that was restored from a backup
+/// may be at a lower number, or at the same one with other objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Revision {
+    /// The store's identity; empty where nothing was said yet.
+    pub store: Arc<str>,
+    /// Its number there.
+    pub number: u64,
+}
+
 /// One thing that a source says.
 #[derive(Debug)]
 pub struct Update {
     /// What happened, at one moment: no snapshot shows a part of it. Nothing, if the source only says how far it is.
     pub events: Vec<Event>,
     /// The revision up to which the source has now said everything, if it has.
-    pub revision: Option<u64>,
+    pub revision: Option<Revision>,
     /// When the change was made, where the object says so.
     pub triggered: Option<Timestamp>,
 }
@@ -37,12 +47,12 @@ pub async fn feed(
     metrics: Arc<Metrics>,
     health: Arc<Health>,
 ) {
-    let mut revision = 0;
+    let mut revision = Revision::default();
     let mut batch = Vec::with_capacity(BATCH);
     while updates.recv_many(&mut batch, BATCH).await > 0 {
         for update in batch.drain(..) {
             revision = update.revision.unwrap_or(revision);
-            metrics.queued(revision, update.triggered);
+            metrics.queued(&revision, update.triggered);
             for event in update.events {
                 store.apply(event);
             }
@@ -50,7 +60,7 @@ pub async fn feed(
         health.set_node_is_being_deleted(store.node_is_being_deleted());
         if let Some(snapshot) = store.snapshot() {
             health.queued();
-            desired.send_replace(Some(Desired { snapshot, revision }));
+            desired.send_replace(Some(Desired { snapshot, revision: revision.clone() }));
         }
     }
 }
