@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 use tollgate_api::connect::{self, Access, Client};
 use tollgate_api::v1::watch_event::Event as Said;
 use tollgate_api::v1::{Kind, Relist, ResumeToken, WatchRequest};
@@ -15,6 +16,7 @@ use tollgate_model::object as model;
 use tollgate_model::store::Event;
 use tonic::transport::{Endpoint, Uri};
 
+use super::list::List;
 use super::{Revision, Update, object};
 use crate::metrics::Metrics;
 use crate::node::Registration;
@@ -41,6 +43,8 @@ pub struct Grpc {
     metrics: Arc<Metrics>,
     /// Where the next watch goes on; none until a first list is complete.
     resume: Option<Revision>,
+    /// What has come of a list that is not complete.
+    list: List,
 }
 
 /// Why a connection ended.
@@ -69,7 +73,7 @@ impl Grpc {
         updates: mpsc::Sender<Update>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { uri, access, registration, client, updates, metrics, resume: None }
+        Self { uri, access, registration, client, updates, metrics, resume: None, list: List::default() }
     }
 
     /// Watches for ever; ends only when nobody takes its updates any more.
@@ -118,6 +122,7 @@ impl Grpc {
         let resumed_at = self.resume.as_ref().map(|at| at.number);
         tracing::info!(control_plane = %self.uri, ?resumed_at, "watching");
         self.metrics.source_connected.set(1);
+        self.list = List::default();
         loop {
             tokio::select! {
                 message = stream.message() => match message.map_err(refused)? {
@@ -147,6 +152,9 @@ impl Grpc {
     }
 
     async fn take(&mut self, said: Said) -> Result<(), Ended> {
+        if !matches!(said, Said::Apply(_)) {
+            self.finish_list().await?;
+        }
         match said {
             Said::Init(_) => {
                 // The list is not a place to resume from until it is complete.
@@ -160,11 +168,13 @@ impl Grpc {
                     Some(Kind::EndpointSlice) => self.metrics.endpoint_changes.inc(),
                     _ => 0,
                 };
-                let revision = self.advance(object.revision);
+                let Some(revision) = self.advance(object.revision) else {
+                    // A list says when each object changed last: long ago, and not what this proxy took to hear of it.
+                    let events = self.list.add(object).await.map_err(decoding_ended)?;
+                    return self.send(events, None).await;
+                };
                 let (event, triggered) = object::applied(&object);
-                // A list says when each object changed last: long ago, and not what this proxy took to hear of it.
-                let triggered = triggered.filter(|_| revision.is_some());
-                let update = Update { events: event.into_iter().collect(), revision, triggered };
+                let update = Update { events: event.into_iter().collect(), revision: Some(revision), triggered };
                 self.updates.send(update).await.map_err(|_| Ended::Stopped)?;
             }
             Said::Delete(deleted) => {
@@ -192,6 +202,15 @@ impl Grpc {
         Ok(())
     }
 
+    /// Hands on all that has come of a list.
+    async fn finish_list(&mut self) -> Result<(), Ended> {
+        while !self.list.is_empty() {
+            let events = self.list.rest().await.map_err(decoding_ended)?;
+            self.send(events, None).await?;
+        }
+        Ok(())
+    }
+
     /// Moves on; says nothing while a list is incomplete.
     fn advance(&mut self, number: u64) -> Option<Revision> {
         let at = self.resume.as_mut()?;
@@ -200,6 +219,9 @@ impl Grpc {
     }
 
     async fn send(&self, events: Vec<Event>, revision: Option<Revision>) -> Result<(), Ended> {
+        if events.is_empty() && revision.is_none() {
+            return Ok(());
+        }
         self.updates.send(Update { events, revision, triggered: None }).await.map_err(|_| Ended::Stopped)
     }
 }
@@ -215,6 +237,14 @@ async fn addresses_changed(registration: Option<&mut Registration>) {
     match registration {
         Some(registration) => registration.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Decoding does not fail but by a fault of this program's, or because that ends.
+fn decoding_ended(error: JoinError) -> Ended {
+    match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Ended::Stopped,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::sync::Desired;
 
 pub mod address;
 pub mod grpc;
+mod list;
 mod object;
 
 /// How many updates are taken in before a snapshot is handed on: a burst becomes few snapshots, a single change waits for
