@@ -197,6 +197,8 @@ impl Sync {
         let applied = desired.snapshot.without(report.refused.iter().map(|(name, _)| name));
         self.applied.send_replace(Some(applied));
         if scope == Scope::Full && self.leaving.as_ref().is_some_and(Leaving::is_new) {
+            // What this mode should have is there, whatever else there is to look for.
+            self.metrics.applied(&desired.revision);
             self.leave_others();
         }
         self.clean_flows();

@@ -45,7 +45,7 @@ struct Tools {
 }
 
 /// The tables of one variant and the sets, of the network namespace that the calling thread is in.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Kernel {
     variant: Variant,
     tools: Tools,
@@ -220,6 +220,11 @@ impl Kernel {
         }
     }
 
+    /// The rules of a family, without the sets.
+    pub(crate) fn save_rules(&self, family: IpFamily) -> Result<Saved, Error> {
+        Ok(Saved { tables: self.tables(family)?, ..Saved::default() })
+    }
+
     /// What each of these families holds.
     pub(crate) fn save(&self, families: impl IntoIterator<Item = IpFamily>) -> Result<Vec<Saved>, Error> {
         let sets = Arc::new(self.sets()?);
@@ -293,6 +298,11 @@ impl Saved {
         listing
     }
 
+    /// Whether there is no chain of ours.
+    pub(crate) fn has_no_rules(&self) -> bool {
+        !self.tables.contains(":TOLLGATE-")
+    }
+
     /// The lines of all tables, counters and all.
     pub(crate) fn tables(&self) -> &str {
         &self.tables
@@ -317,11 +327,15 @@ impl Tools {
 
     /// What the variant holds here, the least that decides.
     fn traces(&self, variant: Variant) -> Result<Traces, Error> {
+        self.traces_in(variant, &["mangle", "filter", "nat", "raw"])
+    }
+
+    fn traces_in(&self, variant: Variant, tables: &[&str]) -> Result<Traces, Error> {
         let mut traces = Traces::default();
         if !is_in_use(variant) {
             return Ok(traces);
         }
-        for table in ["mangle", "filter", "nat", "raw"] {
+        for table in tables {
             for family in IpFamily::ALL {
                 if variant == Variant::Legacy && !has_legacy_table(family, table) {
                     continue;
@@ -343,7 +357,9 @@ fn choose_installed(nft: &Tools, legacy: &Tools) -> Result<(Variant, &'static st
     if legacy == Traces::default() {
         return Ok((Variant::Nft, "the legacy variant has no rules here"));
     }
-    Ok(choose(&nft.traces(Variant::Nft)?, &legacy))
+    // Against the kubelet's chains nothing counts but more of these, which are in this table.
+    let nft = if legacy.is_certain() { nft.traces_in(Variant::Nft, &["mangle"]) } else { nft.traces(Variant::Nft) };
+    Ok(choose(&nft?, &legacy))
 }
 
 /// Whether a variant may hold something here. To ask the legacy commands would load their modules and make their tables.

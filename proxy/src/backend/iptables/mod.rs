@@ -31,7 +31,7 @@ use self::kernel::{Kernel, Saved};
 use self::object::Changes;
 use self::plan::Plan;
 use self::style::Style;
-use self::transaction::BatchSize;
+use self::transaction::{BatchSize, Step};
 use super::{Backend, NodeConfig, Observed, Report, Scope, bridge};
 use crate::conntrack;
 
@@ -165,10 +165,12 @@ impl Iptables {
             let refused = plan.set(desired, names.iter().cloned());
             self.refused.extend(refused.into_iter().map(|(name, reason)| (name, reason.to_string())));
         }
-        let changes = self.compare(&saved);
+        let mut changes = self.compare(&saved);
+        let is_first = saved.iter().all(Saved::has_no_rules);
         drop(saved);
         let changed = changes.iter().map(Changes::len).sum::<usize>().saturating_sub(repaired.len());
-        let is_whole = self.commit_or_isolate(changes)?;
+        let members = if is_first { transaction::take_cluster_ips(&mut changes) } else { String::new() };
+        let is_whole = self.commit_beside(changes, members)?;
         if self.synced.is_none() {
             self.sweep_elsewhere()?;
         }
@@ -201,6 +203,20 @@ impl Iptables {
         }
         self.refused.retain(|name, _| !names.contains(name));
         names
+    }
+
+    /// The same, while another thread writes members of sets that no rule asks yet.
+    fn commit_beside(&mut self, changes: Vec<Changes>, members: String) -> Result<bool, CommandError> {
+        if members.is_empty() {
+            return self.commit_or_isolate(changes);
+        }
+        let kernel = self.kernel()?.clone();
+        std::thread::scope(|scope| {
+            let members = scope.spawn(move || kernel.run(&Step::Sets(members)));
+            let is_whole = self.commit_or_isolate(changes);
+            members.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            is_whole
+        })
     }
 
     /// Returns whether all of it was taken.
@@ -332,8 +348,8 @@ impl Backend for Iptables {
 /// What it takes to remove all rules of ours.
 fn leftovers(kernel: &Kernel, family: IpFamily) -> Result<Changes, CommandError> {
     let mut changes = Changes::new(family);
-    let saved = kernel.save([family])?;
-    let Some(listing) = saved.first().map(|saved| saved.listing(family)) else { return Ok(changes) };
+    let saved = kernel.save_rules(family)?;
+    let listing = saved.listing(family);
     changes.deleted = listing.chains.keys().map(|(table, chain)| (*table, (*chain).to_owned())).collect();
     let jumps = listing.jumps.iter();
     changes.removed_jumps = jumps.map(|(table, base, rule)| (*table, (*base).to_owned(), (*rule).to_owned())).collect();

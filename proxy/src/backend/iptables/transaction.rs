@@ -34,6 +34,25 @@ pub(crate) enum Step {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BatchSize(pub(crate) usize);
 
+/// Takes the ClusterIPs that come out of changes that write the first rules, and returns what adds them. As long as no rule asks
+/// for them, they may come at any time: beside the rules, of which the node's first take long.
+pub(crate) fn take_cluster_ips(changes: &mut [Changes]) -> String {
+    let mut text = String::new();
+    for changes in changes {
+        let (members, rest) = mem::take(&mut changes.elements)
+            .into_iter()
+            .partition(|(element, comes)| element.set == SetName::ClusterIps && *comes);
+        changes.elements = rest;
+        let sets = changes.sets.iter().filter(|set| **set == SetName::ClusterIps).copied().collect();
+        let members = Changes { elements: members, sets, ..Changes::new(changes.family) };
+        if !members.elements.is_empty() {
+            text.push_str(&sets_before(&members));
+            text.push_str(&sets_after(&members));
+        }
+    }
+    text
+}
+
 /// Runs the changes of all families, in order.
 pub(crate) fn commit<E>(
     changes: &[Changes],
