@@ -197,9 +197,11 @@ impl Sync {
         let applied = desired.snapshot.without(report.refused.iter().map(|(name, _)| name));
         self.applied.send_replace(Some(applied));
         if scope == Scope::Full && self.leaving.as_ref().is_some_and(Leaving::is_new) {
-            // What this mode should have is there, whatever else there is to look for.
+            // What this mode should have is there, whatever else there is to look for; and what that was may have made flows.
+            self.clean_flows();
             self.metrics.applied(&desired.revision);
             self.leave_others();
+            self.cleaner.owe_reconcile();
         }
         self.clean_flows();
         Ok(())

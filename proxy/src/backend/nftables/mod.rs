@@ -315,7 +315,12 @@ impl Nftables {
         let tables = loop {
             let Some(mut stage) = stages.next() else { return Ok(Some(transactions)) };
             match self.commit(&mut stage) {
-                Ok(committed) => transactions += committed,
+                Ok(committed) => {
+                    transactions += committed;
+                    if stages.len() > 0 {
+                        std::thread::sleep(transaction::TURN);
+                    }
+                }
                 Err(KernelError::Refused { cause, .. }) => {
                     tracing::warn!(
                         cause,

@@ -1,6 +1,7 @@
 //! What one commit changes in both tables, and how it is taken apart when the kernel refuses it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tollgate_model::name::IpFamily;
 
@@ -20,6 +21,9 @@ pub(crate) struct TableChanges {
 
 /// A set that is new is loaded with so many elements at first.
 const FIRST: usize = 1024;
+
+/// Between two stages of a load, the kernel's work queue has its turn, also where it ranks behind this process.
+pub(crate) const TURN: Duration = Duration::from_micros(100);
 
 /// A large load, in transactions of which each adds at most half of what its sets have by then.
 ///
