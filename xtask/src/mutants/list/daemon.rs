@@ -11,7 +11,7 @@ const GRPC: &str = "proxy/src/source/grpc.rs";
 const HEALTH: &str = "proxy/src/health.rs";
 const HEALTH_CHECK: &str = "proxy/src/health_check.rs";
 const SOURCE_OBJECT: &str = "proxy/src/source/object.rs";
-const SYNC: &str = "proxy/src/sync.rs";
+const SYNC: &str = "proxy/src/sync/mod.rs";
 
 #[rustfmt::skip]
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -29,7 +29,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("nodeport-addresses", ADDRESS, "Message::NewAddress(_) | Message::DelAddress(_) | Message::DelLink(_) => true,", "Message::NewAddress(_) | Message::DelLink(_) => true,"),
     mutant("nodeport-addresses", ADDRESS, "Message::NewAddress(_) | Message::DelAddress(_) | Message::DelLink(_) => true,", "Message::DelAddress(_) | Message::DelLink(_) => true,"),
     mutant("drift-repaired", SYNC, "Wake::Due => self.scope = Scope::Full,", "Wake::Due => {}"),
-    mutant("mode-switch-clean", SYNC, "        if scope == Scope::Full {\n            self.leave_others();\n        }\n", ""),
+    mutant("mode-switch-clean", SYNC, "            self.leave_others();\n            self.cleaner.owe_reconcile();\n", ""),
     mutant("mode-switch-clean", SYNC, "        let report = match self.backend.sync(", "        self.leave_others();\n        let report = match self.backend.sync("),
     mutant("same-bridge-reply", BRIDGE, "    fs::write(path, \"1\")?;\n", ""),
     mutant("healthz", HEALTH, "let is_ok = !is_stuck && (question", "let is_ok = (question"),
