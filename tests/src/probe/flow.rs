@@ -2,19 +2,23 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use socket2::{Protocol, SockAddr, Type};
+use socket2::{Protocol, Type};
 use tokio::net::UdpSocket;
 
 use super::outcome::{Answer, Outcome, Reply};
 use crate::netns::NetNs;
 use crate::runtime::block_on;
 
-/// A connected UDP socket that stays open.
+/// A connected UDP socket that stays open, as an application keeps it: one that can't connect, or is told that its
+/// connection was aborted, connects anew at the next question.
 #[derive(Debug)]
 pub struct Flow {
     socket: UdpSocket,
+    to: SocketAddr,
+    is_connected: AtomicBool,
     patience: Duration,
 }
 
@@ -25,15 +29,30 @@ impl Flow {
         to: SocketAddr,
         patience: Duration,
     ) -> io::Result<Self> {
-        Ok(Self { socket: connect(netns, from, to).await?, patience })
+        let socket = open(netns, from, to).await?;
+        let is_connected = match socket.connect(to).await {
+            // Where sockets are translated, it is `connect` that a Service without endpoints refuses.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => false,
+            connected => connected.map(|()| true)?,
+        };
+        Ok(Self { socket, to, is_connected: is_connected.into(), patience })
     }
 
     /// Sends one datagram and waits for its answer.
     pub fn ask(&self) -> Reply {
         let started = Instant::now();
         // An error that belongs to an earlier datagram: its sender's own node may tell of a refusal twice.
-        let _ = self.socket.take_error();
-        let outcome = match block_on(async { tokio::time::timeout(self.patience, ask(&self.socket)).await }) {
+        let error = self.socket.take_error().ok().flatten();
+        let is_aborted = error.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionAborted);
+        let question = async {
+            if is_aborted || !self.is_connected.load(Ordering::Relaxed) {
+                self.is_connected.store(false, Ordering::Relaxed);
+                self.socket.connect(self.to).await?;
+                self.is_connected.store(true, Ordering::Relaxed);
+            }
+            ask(&self.socket).await
+        };
+        let outcome = match block_on(async { tokio::time::timeout(self.patience, question).await }) {
             Ok(Ok(answer)) => Outcome::Answered(answer),
             Ok(Err(error)) => Outcome::from(&error),
             Err(_) => Outcome::Timeout,
@@ -59,11 +78,15 @@ pub(super) async fn exchange(netns: &NetNs, from: Option<SocketAddr>, to: Socket
     ask(&connect(netns, from, to).await?).await
 }
 
+/// Connected, so that ICMP errors arrive, and answers only from the address that was dialled.
 async fn connect(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = netns.socket(to.ip(), Type::DGRAM, Protocol::UDP, from).await?;
-    // Connected, so that ICMP errors arrive, and answers only from the address that was dialled.
-    socket.connect(&SockAddr::from(to))?;
-    UdpSocket::from_std(socket.into())
+    let socket = open(netns, from, to).await?;
+    socket.connect(to).await?;
+    Ok(socket)
+}
+
+async fn open(netns: &NetNs, from: Option<SocketAddr>, to: SocketAddr) -> io::Result<UdpSocket> {
+    UdpSocket::from_std(netns.socket(to.ip(), Type::DGRAM, Protocol::UDP, from).await?.into())
 }
 
 async fn ask(socket: &UdpSocket) -> io::Result<Answer> {

@@ -202,7 +202,8 @@ fn unallocated_vip_drop(stage: &mut Stage) -> Result<()> {
     thread::scope(|scope| {
         let quick = CLIENTS.map(|client| (client, scope.spawn(move || scene.probe(client).tcp((ip, 80).into()))));
         thread::sleep(Probe::IMPATIENCE);
-        let objects = [scene.web().cluster_ip(&ip.to_string()).into(), scene.ready("web", &["pod-2a"]).into()];
+        // The endpoint first: between a Service and its first endpoint, a client is refused.
+        let objects = [scene.ready("web", &["pod-2a"]).into(), scene.web().cluster_ip(&ip.to_string()).into()];
         scene.apply(objects)?;
         for (client, dialling) in quick {
             let reply = dialling.join().expect("a probe does not panic");
