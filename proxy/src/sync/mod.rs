@@ -46,6 +46,8 @@ pub struct Sync {
     scope: Scope,
     /// When the kernel is to be compared again.
     next_full: Instant,
+    /// Whether this process has put everything into the kernel once: what that took says nothing of a comparison.
+    has_loaded: bool,
     backoff: Option<<ExponentialBuilder as BackoffBuilder>::Backoff>,
     cleaner: Cleaner,
     pace: Pace,
@@ -75,6 +77,7 @@ impl Sync {
             health,
             scope: Scope::Full,
             next_full: Instant::now(),
+            has_loaded: false,
             backoff: None,
             cleaner: Cleaner::new(),
             pace: Pace::default(),
@@ -185,7 +188,11 @@ impl Sync {
         self.scope = Scope::Changes;
         self.account(scope, elapsed, &report, desired);
         match scope {
-            Scope::Full => self.next_full = Instant::now() + self.period.max(elapsed * FULL_SYNC_SHARE),
+            Scope::Full => {
+                let took = if self.has_loaded { elapsed } else { Duration::ZERO };
+                self.next_full = Instant::now() + self.period.max(took * FULL_SYNC_SHARE);
+                self.has_loaded = true;
+            }
             Scope::Changes if report.changed > 0 => self.pace.took(elapsed),
             Scope::Changes => {}
         }
@@ -224,6 +231,7 @@ impl Sync {
         }
         metrics.objects_changed.inc_by(report.changed as u64);
         metrics.objects_repaired.inc_by(report.repaired.len() as u64);
+        metrics.stale_sockets_destroyed.inc_by(report.destroyed as u64);
         metrics.refused_service_ports.set(i64::try_from(report.refused.len()).unwrap_or(i64::MAX));
         metrics.service_ports.set(i64::try_from(desired.snapshot.service_ports.len()).unwrap_or(i64::MAX));
         for line in &report.repaired {
