@@ -15,6 +15,7 @@ use tollgate_model::name::IpFamily;
 use tollgate_model::store::{NodePortAddresses, StoreConfig};
 use tonic::transport::Uri;
 
+use crate::backend::ebpf::{DEFAULT_BPF_ROOT, EbpfConfig};
 use crate::backend::{DetectLocal, Mode, NodeConfig};
 
 /// Everything the daemon is told, valid.
@@ -40,6 +41,8 @@ pub struct Config {
     pub external_ip_cidrs: Vec<IpNet>,
     /// What the backend needs to know about the node.
     pub node: NodeConfig,
+    /// Of how many Service ports `/metrics` tells by themselves.
+    pub metrics_services: usize,
     /// How often the kernel is compared with what it should hold.
     pub sync_period: Duration,
     /// Where `/healthz` and `/livez` are served; `None`: nowhere.
@@ -174,6 +177,30 @@ pub struct Settings {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub masquerade_bit: Option<u8>,
 
+    /// The cgroup v2 directory whose sockets the mode ebpf sees, with all below it; in a container, a mount of the host's
+    /// [default: the root of the cgroup2 file system that is mounted].
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Where the mode ebpf pins its maps and links, on a bpf file system; other modes look there for what it has left
+    /// [default: /sys/fs/bpf/tollgate].
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bpf_root: Option<PathBuf>,
+
+    /// In mode ebpf, close TCP connections to endpoints that no longer serve, not even while terminating. UDP sockets
+    /// connected to such an endpoint are always closed, so that their owners connect anew.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub close_stale_connections: Option<bool>,
+
+    /// In mode ebpf, of how many Service ports /metrics has series of their own: those with the most connections. The rest is
+    /// told as a sum [default: 1000].
+    #[arg(long, value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics_services: Option<usize>,
+
     /// How often the kernel is compared with what it should hold, and repaired [default: 30s].
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -285,6 +312,10 @@ impl Settings {
             external_ip_cidrs: self.external_ip_cidrs.clone().or_else(|| below.external_ip_cidrs.clone()),
             masquerade_all: self.masquerade_all.or(below.masquerade_all),
             masquerade_bit: self.masquerade_bit.or(below.masquerade_bit),
+            cgroup: self.cgroup.clone().or_else(|| below.cgroup.clone()),
+            bpf_root: self.bpf_root.clone().or_else(|| below.bpf_root.clone()),
+            close_stale_connections: self.close_stale_connections.or(below.close_stale_connections),
+            metrics_services: self.metrics_services.or(below.metrics_services),
             sync_period: self.sync_period.or(below.sync_period),
             healthz_bind_address: self.healthz_bind_address.clone().or_else(|| below.healthz_bind_address.clone()),
             metrics_bind_address: self.metrics_bind_address.clone().or_else(|| below.metrics_bind_address.clone()),
@@ -320,7 +351,13 @@ impl Settings {
                 service_cidrs: trimmed(self.service_cidr),
                 masquerade_all: self.masquerade_all.unwrap_or(false),
                 masquerade_mark: masquerade_mark(self.masquerade_bit)?,
+                ebpf: EbpfConfig {
+                    cgroup: self.cgroup,
+                    bpf_root: self.bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()),
+                    close_stale_connections: self.close_stale_connections.unwrap_or(false),
+                },
             },
+            metrics_services: self.metrics_services.unwrap_or(1000),
             sync_period: sync_period(self.sync_period)?,
             healthz_bind_address: bind_address("healthz-bind-address", self.healthz_bind_address, "0.0.0.0:10256")?,
             metrics_bind_address: bind_address("metrics-bind-address", self.metrics_bind_address, "127.0.0.1:10249")?,

@@ -84,7 +84,12 @@ pub async fn run(config: Config) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signal)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signal)?;
 
-    let metrics = Arc::new(Metrics::new());
+    let mut metrics = Metrics::new();
+    if config.mode == backend::Mode::Ebpf {
+        let bpf_root = config.node.ebpf.bpf_root.clone();
+        metrics.collect(backend::ebpf::Collector::new(bpf_root, config.metrics_services));
+    }
+    let metrics = Arc::new(metrics);
     let health = Arc::new(Health::new(2 * config.sync_period));
     if let Some(address) = config.healthz_bind_address {
         health::serve(address, health.clone(), metrics.clone()).await?;
@@ -98,13 +103,13 @@ pub async fn run(config: Config) -> Result<(), Error> {
         given => watch::channel(given.clone()).1,
     };
     let (mode, node_config) = (config.mode, config.node.clone());
-    let backend = backend::open(mode, node_config).map_err(|cause| Error::Backend { mode, cause })?;
+    let backend = backend::open(mode, &node_config).map_err(|cause| Error::Backend { mode, cause })?;
     tracing::info!(node = config.node_name, node_ips = ?*node_ips.borrow(), %mode, control_plane = %config.control_plane, version = env!("CARGO_PKG_VERSION"), "starting");
 
     let (updates, received) = mpsc::channel(UPDATES);
     let (desired, newest) = watch::channel(None);
     let sync = Sync::new(backend, config.sync_period, metrics.clone(), health.clone());
-    let sync = sync.taking_over(move || backend::leave_others(mode));
+    let sync = sync.taking_over(move || backend::leave_others(mode, &node_config));
     let listen_on = match config.nodeport_addresses.is_empty() {
         true => ListenOn::All,
         false => ListenOn::NodePortAddresses,

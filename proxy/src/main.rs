@@ -3,13 +3,17 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
+use tollgate_proxy::backend::ebpf::{DEFAULT_BPF_ROOT, EbpfConfig};
 use tollgate_proxy::backend::{self, Mode, NodeConfig, Observed};
 use tollgate_proxy::config::{Config, Settings};
 use tollgate_proxy::dump;
 use tracing_subscriber::EnvFilter;
+
+mod top;
 
 /// Makes the kernel of this node balance every Service address over its endpoints.
 ///
@@ -30,7 +34,10 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Remove all that any mode of Tollgate made on this node, and only that.
-    Cleanup,
+    Cleanup {
+        #[command(flatten)]
+        pins: Pins,
+    },
     /// Print what the kernel of this node holds, by Service port. It needs no running daemon, and changes nothing.
     Dump {
         /// Of that mode alone [default: of every mode that has something there].
@@ -39,7 +46,38 @@ enum Command {
         /// For people or for programs.
         #[arg(short, long, value_enum, default_value = "table")]
         output: Output,
+        #[command(flatten)]
+        pins: Pins,
     },
+    /// Print what goes through Services in mode ebpf, most first, again and again. It needs no running daemon, and changes
+    /// nothing.
+    Top {
+        /// Seconds from one table to the next.
+        #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
+        interval: u64,
+        /// Print so many tables, and end [default: until interrupted].
+        #[arg(long, value_name = "N")]
+        count: Option<u64>,
+        /// Print a line for each endpoint as well.
+        #[arg(long)]
+        endpoints: bool,
+        #[command(flatten)]
+        pins: Pins,
+    },
+}
+
+#[derive(clap::Args)]
+struct Pins {
+    /// Where the mode ebpf has its pins, as the daemon was told.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_ROOT)]
+    bpf_root: PathBuf,
+}
+
+impl Pins {
+    fn config(self) -> NodeConfig {
+        let ebpf = EbpfConfig { bpf_root: self.bpf_root, ..EbpfConfig::default() };
+        NodeConfig { ebpf, ..NodeConfig::default() }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -54,8 +92,11 @@ fn main() -> ExitCode {
     let is_terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal).with_writer(io::stderr).init();
     let result = match cli.command {
-        Some(Command::Cleanup) => cleanup(),
-        Some(Command::Dump { proxy_mode, output }) => print_dump(proxy_mode, output),
+        Some(Command::Cleanup { pins }) => cleanup(&pins.config()),
+        Some(Command::Dump { proxy_mode, output, pins }) => print_dump(proxy_mode, output, &pins.config()),
+        Some(Command::Top { interval, count, endpoints, pins }) => {
+            top::run(&pins.bpf_root, Duration::from_secs(interval), count, endpoints)
+        }
         None => run(&cli.flags, cli.config),
     };
     match result {
@@ -78,8 +119,8 @@ fn run(flags: &Settings, file: Option<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-fn cleanup() -> Result<()> {
-    let clean = |mode| backend::open_for_cleanup(mode, NodeConfig::default())?.cleanup();
+fn cleanup(config: &NodeConfig) -> Result<()> {
+    let clean = |mode| backend::open_for_cleanup(mode, config)?.cleanup();
     // Every mode's, whichever ran last: what is not there is no error, and what fails holds up nothing else.
     let failures = Mode::ALL.into_iter().filter_map(|mode| Some(format!("{mode}: {}", chain(&clean(mode).err()?))));
     let failures: Vec<_> = failures.collect();
@@ -90,9 +131,9 @@ fn cleanup() -> Result<()> {
     Ok(())
 }
 
-fn print_dump(mode: Option<Mode>, output: Output) -> Result<()> {
+fn print_dump(mode: Option<Mode>, output: Output, config: &NodeConfig) -> Result<()> {
     let observe = |mode: Mode| {
-        let backend = backend::open_for_cleanup(mode, NodeConfig::default())?;
+        let backend = backend::open_for_cleanup(mode, config)?;
         backend.observe()
     };
     let mut observed = Vec::new();
@@ -111,10 +152,15 @@ fn print_dump(mode: Option<Mode>, output: Output) -> Result<()> {
         Output::Table => dump::table(&observed),
         Output::Json => format!("{:#}\n", dump::json(&observed)),
     };
+    print(&text).map(drop)
+}
+
+/// Says whether anybody still reads.
+fn print(text: &str) -> Result<bool> {
     match io::stdout().lock().write_all(text.as_bytes()) {
         // Whoever read it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("cannot write to standard output"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true).context("cannot write to standard output"),
     }
 }
 

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use jiff::Timestamp;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -50,6 +51,8 @@ pub struct Metrics {
     pub refused_service_ports: Gauge,
     /// UDP flows deleted because their endpoint no longer served.
     pub stale_flows_deleted: Counter,
+    /// Connected sockets destroyed because their endpoint no longer served.
+    pub stale_sockets_destroyed: Counter,
     /// How long it took to delete stale flows, where there was something to look for.
     pub flow_cleaning_duration: Histogram,
     /// Deletions of stale flows that failed and are tried again.
@@ -124,6 +127,7 @@ impl Metrics {
             objects_repaired: Counter::default(),
             refused_service_ports: Gauge::default(),
             stale_flows_deleted: Counter::default(),
+            stale_sockets_destroyed: Counter::default(),
             flow_cleaning_duration: Histogram::new(sync_buckets()),
             flow_cleaning_failures: Counter::default(),
             applied_revision: Gauge::default(),
@@ -140,6 +144,11 @@ impl Metrics {
         metrics.register_kube_proxy_names();
         metrics.register_own_names();
         metrics
+    }
+
+    /// Tells at `/metrics` what this collects, too.
+    pub fn collect(&mut self, collector: impl Collector) {
+        self.registry.register_collector(Box::new(collector));
     }
 
     fn register_kube_proxy_names(&mut self) {
@@ -205,6 +214,11 @@ impl Metrics {
             "stale_udp_flows_deleted",
             "UDP flows deleted because their endpoint no longer served",
             self.stale_flows_deleted.clone(),
+        );
+        r.register(
+            "stale_sockets_destroyed",
+            "Connected sockets destroyed because their endpoint no longer served",
+            self.stale_sockets_destroyed.clone(),
         );
         r.register(
             "stale_udp_flow_failures",

@@ -75,6 +75,15 @@ impl Mode {
             ],
             obstacle: LOCK,
         },
+        Self {
+            name: "ebpf",
+            proxy_mode: "ebpf",
+            iptables: "nft",
+            is_attached: true,
+            prepare: &[],
+            vandalism: &["rm -r {bpf}/v1/links", "rm -r {bpf}/v1/maps", "nft delete table {ip} tollgate"],
+            obstacle: OWNED_TABLE,
+        },
     ];
 
     /// The mode of that name.
@@ -88,10 +97,11 @@ impl Mode {
         (needs_nftables && !kernel_has_nftables()).then_some("nftables")
     }
 
-    /// A backend that a node of this kind can be switched to.
-    pub fn successor(self) -> Self {
-        let other = Self::ALL.iter().find(|other| other.proxy_mode != self.proxy_mode);
-        *other.expect("there is more than one --proxy-mode")
+    /// The backends that a node of this kind can be switched to, one for each other `--proxy-mode`.
+    pub fn successors(self) -> impl Iterator<Item = Self> {
+        let is_first = |index: usize, of: &Self| Self::ALL[..index].iter().all(|it| it.proxy_mode != of.proxy_mode);
+        let others = Self::ALL.iter().enumerate().filter(move |(index, other)| is_first(*index, other));
+        others.map(|(_, other)| *other).filter(move |other| other.proxy_mode != self.proxy_mode)
     }
 
     /// Its name in the names of trials.

@@ -11,11 +11,14 @@ use tollgate_model::name::{IpFamily, Protocol, ServicePortName};
 use tollgate_model::service::TrafficPolicy;
 use tollgate_model::snapshot::Snapshot;
 
+use self::ebpf::EbpfConfig;
 use crate::conntrack::StaleFlows;
 
 pub mod bridge;
+pub mod ebpf;
 pub mod forward;
 pub mod iptables;
+mod label;
 pub mod nftables;
 
 /// The mechanism that balances Services, picked by `--proxy-mode`.
@@ -26,6 +29,8 @@ pub enum Mode {
     Nftables,
     /// Chains of iptables, of the variant that the node uses already, and a few ipsets.
     Iptables,
+    /// eBPF programs that translate a connection when a process makes it, at a cgroup; nftables for what comes from outside.
+    Ebpf,
 }
 
 /// What every backend needs to know about its node, and no snapshot says.
@@ -41,6 +46,8 @@ pub struct NodeConfig {
     pub masquerade_all: bool,
     /// The one bit of packets' marks that asks to masquerade them. It is the packet's own only between two rules of ours.
     pub masquerade_mark: u32,
+    /// What the mode ebpf is told besides; other modes look there for what it may have left.
+    pub ebpf: EbpfConfig,
 }
 
 /// What tells the traffic of local pods from the rest. Two rules ask it: ClusterIP traffic that is not from a local pod is
@@ -83,6 +90,8 @@ pub struct Report {
     pub refused: Vec<(ServicePortName, String)>,
     /// UDP flows that now lead nowhere, to be deleted from connection tracking after the commit.
     pub stale: Vec<StaleFlows>,
+    /// Connected sockets that led nowhere, and were destroyed for it.
+    pub destroyed: usize,
 }
 
 /// What the kernel holds of a backend's, by Service port.
@@ -184,16 +193,20 @@ pub enum Error {
     /// The iptables backend's.
     #[error(transparent)]
     Iptables(#[from] iptables::Error),
+    /// The eBPF backend's.
+    #[error(transparent)]
+    Ebpf(#[from] ebpf::Error),
 }
 
 /// Opens the backend of a mode. Checks what the mode needs of the machine.
 ///
 /// # Errors
 /// When the machine lacks something; the message says what, and how to get it.
-pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
+pub fn open(mode: Mode, config: &NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
-        Mode::Nftables => Ok(Box::new(nftables::Nftables::open(&config)?)),
-        Mode::Iptables => Ok(Box::new(iptables::Iptables::open(&config)?)),
+        Mode::Ebpf => Ok(Box::new(ebpf::Ebpf::open(config)?)),
+        Mode::Nftables => Ok(Box::new(nftables::Nftables::open(config)?)),
+        Mode::Iptables => Ok(Box::new(iptables::Iptables::open(config)?)),
     }
 }
 
@@ -201,8 +214,9 @@ pub fn open(mode: Mode, config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
 ///
 /// # Errors
 /// When the machine lacks what it takes to look.
-pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backend>, Error> {
+pub fn open_for_cleanup(mode: Mode, config: &NodeConfig) -> Result<Box<dyn Backend>, Error> {
     match mode {
+        Mode::Ebpf => Ok(Box::new(ebpf::Ebpf::open_for_cleanup(config)?)),
         Mode::Nftables => Ok(Box::new(nftables::Nftables::open_for_cleanup()?)),
         Mode::Iptables => Ok(Box::new(iptables::Iptables::open_for_cleanup())),
     }
@@ -215,8 +229,13 @@ pub fn open_for_cleanup(mode: Mode, _config: NodeConfig) -> Result<Box<dyn Backe
 ///
 /// # Errors
 /// One for each mode of which something may be left.
-pub fn leave_others(mode: Mode) -> Result<(), Vec<(Mode, Error)>> {
-    let clean = |other| open_for_cleanup(other, NodeConfig::default())?.cleanup();
+pub fn leave_others(mode: Mode, config: &NodeConfig) -> Result<(), Vec<(Mode, Error)>> {
+    let clean = |other| match (mode, other) {
+        // Its tables are what the mode ebpf has for packets.
+        (Mode::Ebpf, Mode::Nftables) => Ok(()),
+        (_, Mode::Ebpf) => Ok(ebpf::Ebpf::open_for_cleanup(config)?.leave()?),
+        _ => open_for_cleanup(other, config)?.cleanup(),
+    };
     let others = Mode::ALL.into_iter().filter(|other| *other != mode);
     let errors: Vec<_> = others.filter_map(|other| Some((other, clean(other).err()?))).collect();
     if errors.is_empty() { Ok(()) } else { Err(errors) }
@@ -235,13 +254,14 @@ impl Default for NodeConfig {
             service_cidrs: Vec::new(),
             masquerade_all: false,
             masquerade_mark: Self::MASQUERADE_MARK,
+            ebpf: EbpfConfig::default(),
         }
     }
 }
 
 impl Mode {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Nftables, Self::Iptables];
+    pub const ALL: [Self; 3] = [Self::Nftables, Self::Iptables, Self::Ebpf];
 }
 
 impl fmt::Display for Mode {
@@ -249,6 +269,7 @@ impl fmt::Display for Mode {
         f.write_str(match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ebpf => "ebpf",
         })
     }
 }

@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tollgate_model::name::IpFamily;
 use tollgate_model::snapshot::Snapshot;
 
-use self::flow::Serving;
 use self::netlink::{Conntrack, Filtered};
 
 pub(crate) use self::cleaner::Cleaner;
 #[cfg(test)]
 pub(crate) use self::cleaner::Job;
+pub(crate) use self::flow::Serving;
 pub use self::flow::{StaleFlows, stale_flows};
 
 mod cleaner;

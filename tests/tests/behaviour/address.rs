@@ -10,7 +10,9 @@ use crate::table::{Expect, Table};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("hairpin", Case::Table(hairpin)),
+    ("hairpin-masqueraded", Case::Table(hairpin_masqueraded)),
     ("hairpin-external", Case::Table(hairpin_external)),
+    ("hairpin-external-masqueraded", Case::Table(hairpin_external_masqueraded)),
     ("pod-source-kept", Case::Table(pod_source_kept)),
     ("off-cluster-masquerade", Case::Table(off_cluster_masquerade)),
     ("getpeername-vip", Case::Table(getpeername_vip)),
@@ -24,10 +26,17 @@ fn hairpin(scene: &Scene<'_>) -> Table {
         .given(scene.web())
         .given(scene.ready("web", &["pod-1a"]))
         .rows(Client::Pod("pod-1a"), ("web", 80), Expect::Only(&["pod-1a"]))
-        // It sees the node, not itself.
-        .rows(Client::Pod("pod-1a"), ("web", 80), Expect::NodeSource(1))
         // Its neighbour is no hairpin, and keeps its address.
         .rows(Client::Pod("pod-1b"), ("web", 80), Expect::OwnSource)
+}
+
+/// It sees the node, not itself.
+fn hairpin_masqueraded(scene: &Scene<'_>) -> Table {
+    Table::new().given(scene.web()).given(scene.ready("web", &["pod-1a"])).rows(
+        Client::Pod("pod-1a"),
+        ("web", 80),
+        Expect::NodeSource(1),
+    )
 }
 
 fn pod_source_kept(scene: &Scene<'_>) -> Table {
@@ -62,15 +71,24 @@ fn getpeername_vip(scene: &Scene<'_>) -> Table {
 }
 
 fn hairpin_external(scene: &Scene<'_>) -> Table {
+    external_hairpins(scene, Expect::Only(&["pod-1a"]))
+}
+
+fn hairpin_external_masqueraded(scene: &Scene<'_>) -> Table {
+    external_hairpins(scene, Expect::NodeSource(1))
+}
+
+fn external_hairpins(scene: &Scene<'_>, expected: Expect) -> Table {
     let pod = [Client::Pod("pod-1a")];
     [("web", scene.exposed("web")), ("local", scene.exposed("local").external_local())].into_iter().fold(
         Table::new(),
         |table, (name, service)| {
-            table
-                .given(service)
-                .given(scene.ready(name, &["pod-1a"]))
-                .at(At::EXTERNAL, pod, (name, 80), Expect::Only(&["pod-1a"]))
-                .at(At::EXTERNAL, pod, (name, 80), Expect::NodeSource(1))
+            table.given(service).given(scene.ready(name, &["pod-1a"])).at(
+                At::EXTERNAL,
+                pod,
+                (name, 80),
+                expected.clone(),
+            )
         },
     )
 }

@@ -13,6 +13,7 @@ use crate::table::{Expect, Table};
 pub(crate) const CASES: &[(&str, Case)] = &[
     ("detect-local", Case::Own(detect_local)),
     ("off-cluster-masquerade-none", Case::Own(no_detection)),
+    ("hairpin-masqueraded-no-detection", Case::Own(no_detection_hairpin)),
     ("masquerade-all", Case::Own(masquerade_all)),
 ];
 
@@ -77,9 +78,15 @@ fn no_detection(stage: &mut Stage) -> Result<()> {
     given(&scene)
         .rows(Client::Pod("pod-1b"), ("web", 80), Expect::OwnSource)
         .rows(Client::Outside, ("web", 80), Expect::OwnSource)
-        .rows(Client::Pod("pod-1a"), ("web", 80), Expect::NodeSource(1))
         .at(At::EXTERNAL, [Client::Outside], ("local", 80), Expect::Only(&["pod-1a", "pod-1b"]))
         .play(&scene)
+}
+
+fn no_detection_hairpin(stage: &mut Stage) -> Result<()> {
+    stage.lab.proxy(1).unset_flag("--cluster-cidr");
+    restart_with(stage, &[])?;
+    let scene = stage.scene()?;
+    given(&scene).rows(Client::Pod("pod-1a"), ("web", 80), Expect::NodeSource(1)).play(&scene)
 }
 
 fn masquerade_all(stage: &mut Stage) -> Result<()> {

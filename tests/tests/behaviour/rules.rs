@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use serde_json::Value;
 use tollgate_lab::object::{Service, Slice};
 use tollgate_lab::process::Program;
-use tollgate_lab::{Cluster, Family, Load, Mode, NetNs, Protocol, Tollgate, Topology, address, eventually, run_on};
+use tollgate_lab::{
+    Cluster, Family, Load, Mode, NetNs, Node, Protocol, Tollgate, Topology, address, eventually, run_on,
+};
 
 use crate::Case;
 use crate::scene::{At, Client, Scene, Stage};
@@ -18,6 +22,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("drift-repaired", Case::Own(drift_repaired)),
     ("kill-then-start-converges", Case::Own(kill_then_start_converges)),
     ("mode-switch-clean", Case::Own(mode_switch_clean)),
+    ("mode-switch-clean-next", Case::Own(mode_switch_clean_next)),
 ];
 
 /// Somebody else's rules, with names, hooks, marks and priorities as near to ours as can be.
@@ -109,11 +114,26 @@ fn all_rules(netns: &NetNs, mode: Mode) -> Result<String> {
 }
 
 /// Everything of ours on a node.
-fn ours(netns: &NetNs, mode: Mode) -> Result<Vec<String>> {
+fn ours(node: &Node, mode: Mode) -> Result<Vec<String>> {
     let is_ours = |line: &&str| line.to_lowercase().contains("tollgate") || line.contains("TG-");
     let others = |line: &&str| line.contains("-OTHER") || line.contains("tollgate-not-ours");
-    let all = all_rules(netns, mode)?;
-    Ok(all.lines().filter(is_ours).filter(|line| !others(line)).map(str::to_owned).collect())
+    let all = all_rules(node.netns(), mode)?;
+    let mut ours: Vec<_> = all.lines().filter(is_ours).filter(|line| !others(line)).map(str::to_owned).collect();
+    if mode.is_attached() {
+        ours.extend(pins(node.bpf_root()?).into_iter().map(|path| format!("{PIN} {}", path.display())));
+    }
+    Ok(ours)
+}
+
+/// How a line of [`ours`] about what is pinned begins.
+const PIN: &str = "pinned:";
+
+/// Every file in a folder that may not be there, and the folder itself.
+fn pins(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = folder.read_dir() else { return Vec::new() };
+    let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+    let below = paths.flat_map(|path| if path.is_dir() { pins(&path) } else { vec![path] });
+    std::iter::once(folder.to_owned()).chain(below.collect::<Vec<_>>()).collect()
 }
 
 fn run(netns: &NetNs, command: &str) -> Result<String> {
@@ -225,8 +245,8 @@ fn cleanup_complete(stage: &mut Stage) -> Result<()> {
     for time in ["first", "second"] {
         let (status, output) = stage.lab.proxy(1).cleanup()?;
         ensure!(status.success(), "the {time} cleanup: {output}");
-        let node = stage.lab.cluster().node(1).netns();
-        let (ours, left) = (ours(node, stage.mode)?, foreign(node, stage.mode)?);
+        let node = stage.lab.cluster().node(1);
+        let (ours, left) = (ours(node, stage.mode)?, foreign(node.netns(), stage.mode)?);
         ensure!(ours.is_empty(), "after the {time} cleanup there is\n{}", ours.join("\n"));
         ensure!(
             left == before,
@@ -252,7 +272,12 @@ fn drift_repaired(stage: &mut Stage) -> Result<()> {
     let (client, vip) = (scene.probe(Client::Pod("pod-1a")), scene.vip("web", 80)?);
     client.tcp(vip).answer()?;
     for command in stage.mode.vandalism(stage.family) {
-        run_on(stage.lab.cluster().node(1), &command)?;
+        let node = stage.lab.cluster().node(1);
+        let command = match stage.mode.is_attached() {
+            true => command.replace("{bpf}", &node.bpf_root()?.display().to_string()),
+            false => command,
+        };
+        run_on(node, &command)?;
         let broken = client.clone().impatient().tcp(vip);
         // It may have been repaired already, but then it must say so.
         let before = stage.lab.proxy(1).metric("tollgate_objects_repaired_total");
@@ -294,9 +319,19 @@ fn kill_then_start_converges(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// Node 1 goes over to another mode, under a stream of connections and with one that stays open.
 fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
-    let (before, after) = (stage.mode, stage.mode.successor());
+    let after = stage.mode.successors().next().context("there is another mode")?;
+    switch(stage, after)
+}
+
+fn mode_switch_clean_next(stage: &mut Stage) -> Result<()> {
+    let after = stage.mode.successors().nth(1).context("there is a third mode")?;
+    switch(stage, after)
+}
+
+/// Node 1 goes over to another mode, under a stream of connections and with one that stays open.
+fn switch(stage: &mut Stage, after: Mode) -> Result<()> {
+    let before = stage.mode;
     let scene = stage.scene()?;
     scene.apply([scene.exposed("web").into(), scene.ready("web", &["pod-1b", "pod-2a", "pod-2b"]).into()])?;
     let vip = scene.vip("web", 80)?;
@@ -311,17 +346,18 @@ fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
     }
     let load = Load::start_each(dials, 1200);
     load.run_for(3_400)?;
-    let node = scene.cluster().node(1).netns().clone();
-    ensure!(!ours(&node, before)?.is_empty(), "there is nothing of {before} to begin with");
+    ensure!(!of_mode(before, ours(cluster.node(1), before)?).is_empty(), "there is nothing of {before} to begin with");
     stage.lab.proxy(1).stop()?;
     stage.lab.set_mode(1, after)?;
     stage.lab.start_proxy(1)?;
+    // The tables of nftables stay where eBPF has them for packets.
+    let shares = before.proxy_mode() == "nftables" && after.proxy_mode() == "ebpf";
     eventually("the other mode's rules to be gone", || {
-        let left = of_mode(before, ours(&node, before)?);
-        ensure!(left.is_empty(), "there is\n{}", left.join("\n"));
+        let left = of_mode(before, ours(stage.lab.cluster().node(1), before)?);
+        ensure!(left.is_empty() || shares, "there is\n{}", left.join("\n"));
         Ok(())
     })?;
-    ensure!(!of_mode(after, ours(&node, after)?).is_empty(), "there is nothing of {after}");
+    ensure!(!of_mode(after, ours(stage.lab.cluster().node(1), after)?).is_empty(), "there is nothing of {after}");
     load.run_for(3_400)?;
     held.ping().context("the connection that was open before the switch")?;
     stage.scene()?.set_ready("web", &["pod-2a"])?;
@@ -335,8 +371,12 @@ fn mode_switch_clean(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The lines that only this mode writes: the other's are as ours as these.
+/// The lines that this mode writes, and those that go with it: eBPF has the tables of nftables besides.
 fn of_mode(mode: Mode, lines: Vec<String>) -> Vec<String> {
-    let is_nftables = |line: &String| !line.contains("TOLLGATE") && !line.contains("TG-");
-    lines.into_iter().filter(|line| is_nftables(line) == (mode.proxy_mode() == "nftables")).collect()
+    let is_of = |line: &String| match mode.proxy_mode() {
+        "iptables" => line.contains("TOLLGATE") || line.contains("TG-"),
+        "ebpf" => line.starts_with(PIN),
+        _ => !line.contains("TOLLGATE") && !line.contains("TG-") && !line.starts_with(PIN),
+    };
+    lines.into_iter().filter(is_of).collect()
 }

@@ -48,6 +48,7 @@ pub(crate) struct Args {
 enum DemoMode {
     Nftables,
     Iptables,
+    Ebpf,
 }
 
 impl DemoMode {
@@ -55,6 +56,7 @@ impl DemoMode {
         match self {
             Self::Nftables => Mode::Nftables,
             Self::Iptables => Mode::Iptables,
+            Self::Ebpf => Mode::Ebpf,
         }
     }
 
@@ -62,6 +64,7 @@ impl DemoMode {
         match self {
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ebpf => "ebpf",
         }
     }
 }

@@ -41,6 +41,8 @@ pub(crate) enum Mode {
     Nftables,
     /// The mode iptables.
     Iptables,
+    /// The mode ebpf.
+    Ebpf,
     /// Every mode, and the tests.
     #[default]
     All,
@@ -73,8 +75,8 @@ const CONNTRACK: Need = Need {
 impl Mode {
     fn needs(self) -> &'static [Need] {
         match self {
-            // It speaks to the kernel itself.
-            Self::Nftables => &[],
+            // They speak to the kernel themselves.
+            Self::Nftables | Self::Ebpf => &[],
             Self::Iptables => &[IPTABLES, IPSET],
             Self::All => &[NFT, IPTABLES, IPSET, CONNTRACK],
         }

@@ -353,7 +353,7 @@ impl Nftables {
         self.synced = Some(synced);
         self.is_settled = true;
         let refused = self.refused.iter().map(|(name, reason)| (name.clone(), reason.clone())).collect();
-        Report { changed, repaired, refused, stale }
+        Report { changed, repaired, refused, stale, destroyed: 0 }
     }
 }
 

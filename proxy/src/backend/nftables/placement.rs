@@ -15,6 +15,7 @@ use tollgate_model::snapshot::ServicePort;
 
 use super::object::{ElementKey, Gathered, Key, Objects, SetName, Value};
 use super::word::{Kind, MAX_SLOTS, PoolKind, Word, low};
+use crate::backend::label::label;
 
 /// NFTNL_UDATA_COMMENT_MAXLEN of libnftnl: nft takes no longer comment.
 const MAX_LABEL: usize = 128;
@@ -198,7 +199,7 @@ impl Placement {
 
     /// The elements that are this Service port's alone.
     pub(crate) fn elements(&self, name: &ServicePortName, objects: &mut Gathered) {
-        let label = label(name);
+        let label = label(name, MAX_LABEL);
         for (set, key, low) in self.dialled() {
             let value = Value::Frontend(Word::new(self.number, low), label.clone());
             objects.push((Key::Element(set, key), value));
@@ -338,27 +339,6 @@ fn source_ranges(service_port: &ServicePort, family: IpFamily) -> Option<&[IpNet
     }
 }
 
-/// A Service port's name as the comment of an element: what is too long for that ends with a hash instead, and a character
-/// that names don't have, and that could end the comment, is replaced.
-fn label(name: &ServicePortName) -> Box<str> {
-    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-._/:".contains(it);
-    let whole = name.to_string();
-    let plain: String = whole.chars().map(|it| if is_plain(it) { it } else { '_' }).collect();
-    if plain.len() <= MAX_LABEL {
-        return plain.into();
-    }
-    format!("{}~{:08x}", &plain[..MAX_LABEL - 9], fingerprint(&whole)).into()
-}
-
-/// FNV-1a, folded to 32 bits: the same in every build, which the standard library's hashers do not promise.
-fn fingerprint(text: &str) -> u32 {
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    let folded = (hash >> 32) ^ (hash & u64::from(u32::MAX));
-    u32::try_from(folded).unwrap_or(u32::MAX)
-}
-
 /// Puts endpoints into slots 0 to n-1: who stays keeps its slot, new ones fill the holes, and where holes are left the
 /// last ones move into them. So one endpoint more or less is one or two slots written.
 fn arrange(old: &[Slot], wanted: &[Endpoint]) -> Vec<Slot> {
@@ -421,8 +401,6 @@ fn endpoint(value: &Value) -> Option<Endpoint> {
 mod tests {
     use proptest::prelude::*;
 
-    use tollgate_model::name::NamespacedName;
-
     use super::*;
 
     fn endpoints(ports: &[u16]) -> Vec<Endpoint> {
@@ -431,22 +409,6 @@ mod tests {
 
     fn ports(slots: &[Slot]) -> Vec<u16> {
         slots.iter().map(|slot| slot.endpoint.port).collect()
-    }
-
-    #[test]
-    fn a_label_is_a_comment_that_nft_takes() {
-        let name = |namespace: &str, name: &str, port: &str| {
-            let service = NamespacedName::new(namespace, name);
-            label(&ServicePortName { service, port: port.into(), protocol: Protocol::Tcp }).to_string()
-        };
-        assert_eq!(name("shop", "web", "http"), "shop/web:http");
-        assert_eq!(name("a", "\" }\nadd", "ä"), "a/____add:_");
-        let (long, other) = (name("ns", &"a".repeat(253), "x"), name("ns", &"a".repeat(253), "y"));
-        assert_eq!((long.len(), other.len()), (128, 128));
-        assert_ne!(long, other);
-        assert!(long.starts_with("ns/aaa"));
-        assert_eq!(name("ns", &"a".repeat(123), "x").len(), 128);
-        assert!(!name("ns", &"a".repeat(123), "x").contains('~'));
     }
 
     #[test]

@@ -59,10 +59,10 @@ pub fn stale_flows(applied: &Snapshot, desired: &Snapshot) -> Vec<StaleFlows> {
 
 /// Who serves each address that clients may dial by UDP: what tells a stale flow from another, at the cost of one look-up.
 #[derive(Debug, Default)]
-pub(super) struct Serving<'a>(Dialled<'a>);
+pub(crate) struct Serving<'a>(Dialled<'a>);
 
 impl<'a> Serving<'a> {
-    pub(super) fn new(snapshot: &'a Snapshot) -> Self {
+    pub(crate) fn new(snapshot: &'a Snapshot) -> Self {
         let mut dialled = Dialled::default();
         for service_port in snapshot.service_ports.values() {
             dialled.extend(Some(service_port), &snapshot.node_port_addresses);
@@ -71,7 +71,7 @@ impl<'a> Serving<'a> {
     }
 
     /// Whether an endpoint that serves what was dialled is at `to`; `None` where nobody serves what was dialled.
-    pub(super) fn is_served(&self, dialled: SocketAddr, to: SocketAddr) -> Option<bool> {
+    pub(crate) fn is_served(&self, dialled: SocketAddr, to: SocketAddr) -> Option<bool> {
         Some(serves(self.0.0.get(&dialled)?, to))
     }
 
