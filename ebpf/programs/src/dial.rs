@@ -31,10 +31,16 @@ pub(crate) fn connect<F: Family>(socket: &Socket<F>) -> i32 {
             socket.forget();
             GO_ON
         }
-        Outcome::Refuse => verdict::refused(),
+        Outcome::Refuse => {
+            #[cfg(feature = "log")]
+            crate::log::refused(socket, &dialled);
+            verdict::refused()
+        }
         Outcome::Connect { service_id, endpoint, .. } => {
             socket.remember(service_id, &dialled, &endpoint);
             socket.set_peer(&endpoint.peer);
+            #[cfg(feature = "log")]
+            crate::log::given(socket, &dialled, &endpoint.peer);
             count(service_id, endpoint.id, counter::CONNECTIONS);
             GO_ON
         }

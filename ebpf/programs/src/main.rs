@@ -21,6 +21,8 @@ mod bind;
 mod counter;
 mod dial;
 mod flow;
+#[cfg(feature = "log")]
+mod log;
 mod lookup;
 mod map;
 mod reverse;

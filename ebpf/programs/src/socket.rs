@@ -47,6 +47,12 @@ impl<F: Family> Socket<F> {
         unsafe { &*self.ctx.sock_addr }
     }
 
+    /// What the helpers of `aya` take.
+    #[cfg(feature = "log")]
+    pub(crate) fn context(&self) -> &SockAddrContext {
+        &self.ctx
+    }
+
     /// The address and port of the call.
     #[inline(always)]
     pub(crate) fn peer(&self) -> AddressPort {
