@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
@@ -82,6 +83,11 @@ impl NetNs {
     /// The command that opens a shell in this namespace from outside, while the lab lives.
     pub fn enter_command(&self) -> String {
         isolate::enter_command(self.0.file.as_raw_fd())
+    }
+
+    /// A path that stands for the namespace, for programs that are given one, as long as this process lives.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/{}/fd/{}", std::process::id(), self.raw_fd()).into()
     }
 
     /// Runs `f` on the namespace's thread and waits for it; a panic in `f` goes on in the caller.

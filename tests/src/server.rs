@@ -42,7 +42,7 @@ pub struct Servers {
 
 impl Servers {
     /// Starts all of them in a namespace, for both families; they listen when this returns.
-    pub(crate) fn start(netns: &NetNs) -> Result<Self> {
+    pub fn start(netns: &NetNs) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let _guard = runtime().enter();
         for ip in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
