@@ -20,6 +20,9 @@ use crate::{ebpf, vm};
 /// Where Debian puts programs for the administrator, which an ordinary user's PATH may lack.
 const SBIN: [&str; 2] = ["/usr/sbin", "/sbin"];
 
+/// Where Debian puts CNI plugins.
+pub(crate) const CNI: &str = "/usr/lib/cni";
+
 /// Install what the chosen mode needs, and say why; quick when nothing is missing.
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -72,13 +75,19 @@ const CONNTRACK: Need = Need {
     why: "the tests make and list flows with it, to see that the stale ones go and no others",
 };
 
+const CNI_PLUGINS: Need = Need {
+    program: "host-local",
+    package: "containernetworking-plugins",
+    why: "the CNI plugin gets addresses from it in a test, and is measured beside the reference plugins in `bench cni`",
+};
+
 impl Mode {
     fn needs(self) -> &'static [Need] {
         match self {
             // They speak to the kernel themselves.
             Self::Nftables | Self::Ebpf => &[],
             Self::Iptables => &[IPTABLES, IPSET],
-            Self::All => &[NFT, IPTABLES, IPSET, CONNTRACK],
+            Self::All => &[NFT, IPTABLES, IPSET, CONNTRACK, CNI_PLUGINS],
         }
     }
 }
@@ -174,11 +183,11 @@ fn remove(yes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Where a program is, by PATH and then where administrators' programs are.
+/// Where a program is, by PATH and then where administrators' programs and CNI plugins are.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(SBIN.iter().map(PathBuf::from))
+        .chain(SBIN.iter().chain([&CNI]).map(PathBuf::from))
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }

@@ -16,7 +16,7 @@ mod tally;
 use tally::Tally;
 
 /// The test binaries that work in network namespaces.
-const NAMESPACED: [&str; 5] = ["behaviour", "lab", "nftables", "conntrack", "ebpf_programs"];
+const NAMESPACED: [&str; 6] = ["behaviour", "lab", "nftables", "conntrack", "ebpf_programs", "plugin"];
 
 /// Run every test: units, and the behaviour of the whole in network namespaces.
 #[derive(clap::Args)]
