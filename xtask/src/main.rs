@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod demo;
+mod dist;
 mod ebpf;
 mod mutants;
 mod setup;
@@ -27,6 +28,7 @@ enum Command {
     Setup(setup::Args),
     Ebpf(ebpf::Args),
     Demo(demo::Args),
+    Dist(dist::Args),
     Test(test::Args),
     Mutants(mutants::Args),
     Vm(vm::Args),
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Command::Setup(args) => setup::run(&args),
         Command::Ebpf(args) => ebpf::run(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Dist(args) => dist::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Mutants(args) => mutants::run(&args),
         Command::Vm(args) => return vm::run(&args),
