@@ -161,12 +161,11 @@ pub(crate) fn confirm(question: &str, yes: bool) -> Result<()> {
 
 fn remove(yes: bool) -> Result<()> {
     let record = packages::recorded()?;
-    let what: Vec<String> = toolchain::installed().into_iter().chain(record.iter().cloned()).collect();
-    let has_unpacked = vm::remove()?;
+    let guests = vm::unpacked()?;
+    let folder = guests.iter().map(|folder| folder.display().to_string());
+    let what: Vec<String> = toolchain::installed().into_iter().chain(folder).chain(record.iter().cloned()).collect();
     if what.is_empty() {
-        if !has_unpacked {
-            println!("setup: nothing was installed by this command");
-        }
+        println!("setup: nothing was installed by this command");
         return Ok(());
     }
     println!("setup: removes {}", what.join(" "));
@@ -175,6 +174,9 @@ fn remove(yes: bool) -> Result<()> {
         bail!("{} came later and need some of these packages: remove those first", others.join(" "));
     }
     confirm("Remove all of that?", yes)?;
+    if let Some(folder) = guests {
+        vm::remove(&folder)?;
+    }
     toolchain::remove()?;
     if !record.is_empty() {
         packages::remove(&record)?;

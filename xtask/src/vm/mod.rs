@@ -20,7 +20,7 @@ mod monitor;
 mod packages;
 mod script;
 
-pub(crate) use packages::{ensure, remove};
+pub(crate) use packages::{ensure, remove, unpacked};
 
 /// The status of this command where the guest failed, and not what ran in it; as `docker run` and `timeout` have it.
 const GUEST_FAILED: u8 = 125;

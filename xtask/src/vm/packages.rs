@@ -88,7 +88,7 @@ impl Set {
 }
 
 /// Where the packages are: of the user, and not of a clone, as they are the same for each.
-pub(crate) fn folder() -> Result<PathBuf> {
+pub(super) fn folder() -> Result<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").filter(|path| Path::new(path).is_absolute()).map(PathBuf::from);
     let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")));
     Ok(cache.context("there is no HOME to keep the guest's packages in")?.join("tollgate-vm"))
@@ -130,17 +130,15 @@ pub(crate) fn ensure(kernel: Kernel, yes: bool) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// Removes every package again. Says what it did.
-pub(crate) fn remove() -> Result<bool> {
-    let folder = folder()?;
-    if !folder.exists() {
-        return Ok(false);
-    }
-    println!("setup: removes {}", folder.display());
-    let lock = lock(&folder)?;
-    fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    drop(lock);
-    Ok(true)
+/// [`folder`], if there is anything in it.
+pub(crate) fn unpacked() -> Result<Option<PathBuf>> {
+    Ok(Some(folder()?).filter(|folder| folder.exists()))
+}
+
+/// Removes every package again.
+pub(crate) fn remove(folder: &Path) -> Result<()> {
+    let _lock = lock(folder)?;
+    fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))
 }
 
 fn lock(folder: &Path) -> Result<Flock<fs::File>> {
