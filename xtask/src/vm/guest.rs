@@ -30,7 +30,7 @@ const INIT: &str = include_str!("init.sh");
 /// What it says on the console when the command starts.
 const STARTED: &str = "tollgate-vm: the command starts";
 /// How many lines of the console are kept for a person who wonders.
-const CONSOLE_LINES: usize = 40;
+const CONSOLE_LINES: usize = 80;
 
 /// What a guest is made of.
 pub(super) struct Guest {
