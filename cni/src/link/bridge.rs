@@ -224,7 +224,8 @@ fn read_address(message: RouteNetlinkMessage) -> Option<(u32, IpNet)> {
 }
 
 impl Link {
-    fn read(message: RouteNetlinkMessage) -> Option<Self> {
+    /// From the kernel's answer.
+    pub(super) fn read(message: RouteNetlinkMessage) -> Option<Self> {
         let RouteNetlinkMessage::NewLink(message) = message else { return None };
         let flags = message.header.flags;
         let mut link = Self {

@@ -24,6 +24,8 @@ use crate::error::Error;
 
 /// `RTNLGRP_LINK`.
 const LINK_GROUP: u32 = 1;
+/// Where a message of links has the link's number: behind the header of netlink and four bytes.
+const IFI_INDEX: u32 = 16 + 4;
 const DATAGRAM: usize = 64 << 10;
 
 impl Socket {
@@ -49,6 +51,8 @@ enum Outcome {
 fn delete(host: &str, index: u32, other: BorrowedFd<'_>) -> io::Result<Outcome> {
     let mut notices = NetlinkSocket::new(NETLINK_ROUTE)?;
     notices.bind_auto()?;
+    // Before it hears anything: a hundred calls at once would all be woken for each other's links.
+    only_of(&notices, index)?;
     notices.add_membership(LINK_GROUP)?;
     let mut requests = NetlinkSocket::new(NETLINK_ROUTE)?;
     requests.bind_auto()?;
@@ -63,6 +67,31 @@ fn delete(host: &str, index: u32, other: BorrowedFd<'_>) -> io::Result<Outcome> 
             wait(&notices, &child_lives, index)
         }
     }
+}
+
+/// Leaves the socket only the notices about one link.
+fn only_of(notices: &NetlinkSocket, index: u32) -> io::Result<()> {
+    // `ifi_index` of the first message, behind its header; loads are in network byte order, and messages are not.
+    let step = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: u16::try_from(code).unwrap_or_default(),
+        jt,
+        jf,
+        k,
+    };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, IFI_INDEX),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, index.to_be()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ];
+    let program = libc::sock_fprog { len: u16::try_from(steps.len()).unwrap_or_default(), filter: steps.as_mut_ptr() };
+    let length = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
+    // SAFETY: the program and its steps outlive the call, which copies them.
+    let outcome = unsafe {
+        let value = std::ptr::from_ref(&program).cast();
+        libc::setsockopt(notices.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, value, length)
+    };
+    if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sends the request, waits until that is over, and ends.

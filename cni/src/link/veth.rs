@@ -1,7 +1,7 @@
 //! The pair between the bridge and a container: the node's end, and the way in for the other.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -10,6 +10,7 @@ use netlink_packet_route::link::{
 use sha2::{Digest, Sha256};
 
 use super::Socket;
+use super::bridge::Link;
 use super::message;
 use crate::conf::Port;
 use crate::conf::mac::Mac;
@@ -22,10 +23,12 @@ use crate::sysctl;
 const PREFIX: &str = "veth";
 /// How many letters of a name are a hash: 44 bits, and 15 letters in all, which is what a name may have.
 const HASH: usize = 11;
-/// How often a link is looked at until it is ready. Nearly always it is at once, and after a second where the kernel takes its
+/// How long a link is waited for until it is ready. Nearly always it is at once, and after a second where the kernel takes its
 /// time (`linkwatch_urgent_event`, if both ends happen to have the same number).
-const CHECKS: u32 = 10_000;
-const PAUSE: Duration = Duration::from_micros(300);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Each look takes the lock that the kernel needs to get on with it: a hundred calls at once must not only look.
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(10);
 
 /// The name of the node's end of an attachment's pair in a network.
 ///
@@ -50,8 +53,8 @@ impl Socket {
         self.execute(vec![message::make(what, message::veth(host, ifname, mac, mtu, netns.raw_fd()))])
     }
 
-    /// Puts the node's end on the bridge and waits until it forwards.
-    pub fn attach(&mut self, host: &str, bridge: u32, port: Port, alias: String) -> Result<(), Error> {
+    /// Puts the node's end on the bridge and waits until it forwards. Returns the node's end.
+    pub fn attach(&mut self, host: &str, bridge: u32, port: Port, alias: String) -> Result<Link, Error> {
         // The node has no address there, and needs none.
         sysctl::set_new(&format!("ipv6/conf/{host}/addr_gen_mode"), "1")?;
         sysctl::set_new(&format!("ipv6/conf/{host}/accept_ra"), "0")?;
@@ -71,9 +74,9 @@ impl Socket {
     }
 
     /// Waits until a port forwards: the kernel looks at its carrier a little later than that is there.
-    fn wait_for_port(&mut self, host: &str) -> Result<(), Error> {
-        if self.wait_for_link(message::link(host), |link| is_active(link) && forwards(link))? {
-            return Ok(());
+    fn wait_for_port(&mut self, host: &str) -> Result<Link, Error> {
+        if let Some(link) = self.wait_for_link(message::link(host), |link| is_active(link) && forwards(link))? {
+            return Ok(link);
         }
         let problem = "does not forward; does it run the spanning tree protocol, or is it down?";
         Err(Error::Conflict(format!("the port {host} of the bridge {problem}")))
@@ -83,7 +86,7 @@ impl Socket {
     ///
     /// The socket is one of the container's namespace.
     pub fn wait_until_active(&mut self, ifname: &str, index: u32) -> Result<(), Error> {
-        if self.wait_for_link(message::link_at(index), is_active)? {
+        if self.wait_for_link(message::link_at(index), is_active)?.is_some() {
             return Ok(());
         }
         Err(Error::Conflict(format!(
@@ -91,17 +94,25 @@ impl Socket {
         )))
     }
 
-    fn wait_for_link(&mut self, link: LinkMessage, is_ready: impl Fn(&LinkMessage) -> bool) -> Result<bool, Error> {
-        for _ in 0..CHECKS {
+    fn wait_for_link(
+        &mut self,
+        link: LinkMessage,
+        is_ready: impl Fn(&LinkMessage) -> bool,
+    ) -> Result<Option<Link>, Error> {
+        let (start, mut pause) = (Instant::now(), FIRST_PAUSE);
+        loop {
             if let Some(RouteNetlinkMessage::NewLink(found)) =
                 self.get("look at a link", message::get(link.clone()), &[])?
                 && is_ready(&found)
             {
-                return Ok(true);
+                return Ok(Link::read(RouteNetlinkMessage::NewLink(found)));
             }
-            thread::sleep(PAUSE);
+            if start.elapsed() > PATIENCE {
+                return Ok(None);
+            }
+            thread::sleep(pause);
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
-        Ok(false)
     }
 
     /// Deletes the pair, by the node's end.

@@ -95,7 +95,7 @@ impl Attach<'_> {
         let mut pod = self.configure_pod(&plan)?;
         let alias =
             format!("{}{} {}", veth::alias_prefix(network), self.attachment.container_id, self.attachment.ifname);
-        route.attach(host, bridge.index, conf.port, alias)?;
+        let host_link = route.attach(host, bridge.index, conf.port, alias)?;
         pod.socket.wait_until_active(&self.attachment.ifname, pod.index)?;
         let stay = self.netns.enter(self.path, self.own)?;
         Socket::wait_for_groups(&self.attachment.ifname, &plan.addresses)?;
@@ -105,8 +105,7 @@ impl Attach<'_> {
         }
         let record = Record { state: State::Added, ..plan.record.clone() };
         record.write()?;
-        let host_mac = route.link(host)?.and_then(|link| link.mac);
-        Ok(plan.result(self.path, bridge.mac, host_mac, mtu, conf.dns.as_ref()))
+        Ok(plan.result(self.path, bridge.mac, host_link.mac, mtu, conf.dns.as_ref()))
     }
 
     fn add_rules(&self, route: &mut Socket, plan: &Plan) -> Result<(), Error> {

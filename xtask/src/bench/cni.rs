@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytesize::ByteSize;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use serde_json::{Value, json};
 use tollgate_lab::{NetNs, isolate};
@@ -38,7 +39,6 @@ struct Candidate {
 struct Cost {
     elapsed: Duration,
     cpu: Duration,
-    resident: u64,
 }
 
 /// What is measured of one candidate.
@@ -46,12 +46,15 @@ struct Cost {
 struct Figures {
     add: Vec<Cost>,
     del: Vec<Cost>,
+    resident: u64,
     adds_at_once: Vec<Duration>,
     dels_at_once: Vec<Duration>,
 }
 
 /// Set for the program that is isolated, and tells it where the plugin is.
 const PLUGIN: &str = "TOLLGATE_BENCH_CNI";
+/// A process whose memory has not grown for so long is at its end, held up.
+const SETTLED: Duration = Duration::from_millis(500);
 /// How often all containers are attached at once.
 const BURSTS: usize = 3;
 
@@ -105,6 +108,9 @@ fn measure(candidates: &[Candidate; 2], args: &Args) -> Result<[Figures; 2]> {
             figures.del.push(candidate.call(&node, "DEL", pod)?);
         }
     }
+    for (candidate, figures) in candidates.iter().zip(&mut figures) {
+        figures.resident = candidate.resident(&node, &pods[0])?;
+    }
     for _ in 0..BURSTS {
         for (candidate, figures) in candidates.iter().zip(&mut figures) {
             figures.adds_at_once.push(candidate.call_at_once(&node, "ADD", &pods)?);
@@ -115,7 +121,7 @@ fn measure(candidates: &[Candidate; 2], args: &Args) -> Result<[Figures; 2]> {
 }
 
 impl Candidate {
-    fn start(&self, node: &NetNs, verb: &str, pod: &NetNs) -> Result<Child> {
+    fn command(&self, verb: &str, pod: &NetNs) -> Command {
         let mut command = Command::new(&self.program);
         command.env_clear().envs([
             ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -125,6 +131,11 @@ impl Candidate {
             ("CNI_PATH", CNI),
         ]);
         command.env("CNI_NETNS", pod.path()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+    }
+
+    fn start(&self, node: &NetNs, verb: &str, pod: &NetNs) -> Result<Child> {
+        let mut command = self.command(verb, pod);
         let mut child =
             node.run(move || command.spawn()).with_context(|| format!("cannot run {}", self.program.display()))?;
         child.stdin.take().context("stdin is piped")?.write_all(self.conf.to_string().as_bytes())?;
@@ -142,6 +153,32 @@ impl Candidate {
         Ok(Cost { elapsed: start.elapsed(), ..cost })
     }
 
+    /// What the process of an ADD has had in memory at most. At its end it is held up by a full pipe, and looked at.
+    fn resident(&self, node: &NetNs, pod: &NetNs) -> Result<u64> {
+        let (mut reader, mut writer) = std::io::pipe()?;
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        while writer.write(&[b' '; 4096]).is_ok() {}
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
+        let mut command = self.command("ADD", pod);
+        command.stdout(writer);
+        let mut child = node.run(move || command.spawn())?;
+        child.stdin.take().context("stdin is piped")?.write_all(self.conf.to_string().as_bytes())?;
+        let (mut last, mut since) = (0, Instant::now());
+        while since.elapsed() < SETTLED {
+            std::thread::sleep(Duration::from_millis(1));
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+            let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+            if kib != last {
+                (last, since) = (kib, Instant::now());
+            }
+        }
+        std::io::copy(&mut reader, &mut std::io::sink())?;
+        ensure!(child.wait()?.success(), "{}, ADD failed", self.name);
+        self.call(node, "DEL", pod)?;
+        Ok(last << 10)
+    }
+
     fn call_at_once(&self, node: &NetNs, verb: &str, pods: &[NetNs]) -> Result<Duration> {
         let start = Instant::now();
         let calls: Vec<Child> = pods.iter().map(|pod| self.start(node, verb, pod)).collect::<Result<_>>()?;
@@ -153,7 +190,7 @@ impl Candidate {
     }
 }
 
-/// Waits for a child: whether it succeeded, and its use of the processor (with that of its own children) and of memory.
+/// Waits for a child: whether it succeeded, and its use of the processor, with that of its own children.
 fn wait(child: &Child) -> Result<(bool, Cost)> {
     let pid = i32::try_from(child.id()).context("a pid is an i32")?;
     let (mut status, mut usage) = (0, MaybeUninit::<libc::rusage>::uninit());
@@ -166,12 +203,7 @@ fn wait(child: &Child) -> Result<(bool, Cost)> {
         let part = |number: i64| u64::try_from(number).unwrap_or_default();
         Duration::from_secs(part(time.tv_sec)) + Duration::from_micros(part(time.tv_usec))
     };
-    let cost = Cost {
-        elapsed: Duration::ZERO,
-        cpu: duration(usage.ru_utime) + duration(usage.ru_stime),
-        // In KiB.
-        resident: u64::try_from(usage.ru_maxrss).unwrap_or_default() << 10,
-    };
+    let cost = Cost { elapsed: Duration::ZERO, cpu: duration(usage.ru_utime) + duration(usage.ru_stime) };
     Ok((status == 0, cost))
 }
 
@@ -188,14 +220,8 @@ fn print(candidates: &[Candidate; 2], [ours, theirs]: &[Figures; 2]) -> Result<(
     line("DEL, processor time", of(&ours.del, |cost| cost.cpu), of(&theirs.del, |cost| cost.cpu));
     line("all ADDs at once", median(ours.adds_at_once.clone()), median(theirs.adds_at_once.clone()));
     line("all DELs at once", median(ours.dels_at_once.clone()), median(theirs.dels_at_once.clone()));
-    let resident =
-        |figures: &Figures| figures.add.iter().chain(&figures.del).map(|cost| cost.resident).max().unwrap_or_default();
-    println!(
-        "{:<28} {:>20} {:>20}",
-        "resident memory, largest",
-        ByteSize(resident(ours)).to_string(),
-        ByteSize(resident(theirs)).to_string()
-    );
+    let bytes = |count: u64| ByteSize(count).to_string();
+    println!("{:<28} {:>20} {:>20}", "resident memory", bytes(ours.resident), bytes(theirs.resident));
     println!("{:<28} {:>20}", "binary", ByteSize(candidates[0].program.metadata()?.len()).to_string());
     println!(
         "\nDEL of tollgate-cni leaves a child to wait while the kernel frees the link that is gone: its processor time does not count that."
