@@ -152,7 +152,14 @@ fn dial_until(to: SocketAddr, wanted: usize, over: &AtomicBool) -> Result<Instan
     while !over.load(Ordering::Relaxed) {
         // A new Service may not be there yet, and is refused or unreachable until it is.
         match ask_within(to, ATTEMPT) {
-            Ok(port) if port == wanted => return Ok(Instant::now()),
+            Ok(port) if port == wanted => {
+                let met = Instant::now();
+                // Connection tracking remembers for 10 s what was reset: a connection from a port that was used before may go the
+                // way of then, and one in some ten thousand does. Not two in a row.
+                if ask_within(to, ATTEMPT).is_ok_and(|again| again == wanted) {
+                    return Ok(met);
+                }
+            }
             Ok(_) => {}
             Err(error) => last = Some(error),
         }
