@@ -1,7 +1,7 @@
 //! The reconcile loop: makes the kernel match the newest snapshot, and go on matching it.
 //!
 //! It runs on a thread of its own, so that a slow kernel blocks neither the watch nor `/healthz`. The first change of a
-//! quiet time is applied at once, or, where a sync is slow, a moment later ([`pace`]); what comes during a sync forms the
+//! quiet time is applied at once, or, where a sync is slow, a moment later (`pace`); what comes during a sync forms the
 //! next one. After an error everything is compared anew, with backoff; now and then the kernel is compared with what it
 //! should hold, and repaired. Stale flows are deleted after the rules, and where that fails, it waits for its retry alone.
 
