@@ -128,6 +128,7 @@ fn service(index: u32, generation: u32, endpoints: u32) -> (ServicePortName, Arc
         session_affinity: SessionAffinity::None,
         source_ranges: SourceRanges::default(),
         health_check_node_port: None,
+        ipvs_scheduler: None,
     };
     (name, Arc::new(service_port))
 }

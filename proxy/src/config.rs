@@ -16,7 +16,7 @@ use tollgate_model::store::{NodePortAddresses, StoreConfig};
 use tonic::transport::Uri;
 
 use crate::backend::ebpf::{DEFAULT_BPF_ROOT, EbpfConfig};
-use crate::backend::{DetectLocal, Mode, NodeConfig};
+use crate::backend::{DetectLocal, Mode, NodeConfig, ipvs};
 
 /// Everything the daemon is told, valid.
 #[derive(Clone, Debug)]
@@ -356,6 +356,7 @@ impl Settings {
                     bpf_root: self.bpf_root.unwrap_or_else(|| DEFAULT_BPF_ROOT.into()),
                     close_stale_connections: self.close_stale_connections.unwrap_or(false),
                 },
+                ipvs: ipvs::Config::default(),
             },
             metrics_services: self.metrics_services.unwrap_or(1000),
             sync_period: sync_period(self.sync_period)?,

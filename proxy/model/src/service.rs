@@ -15,6 +15,9 @@ use crate::snapshot::SourceRanges;
 const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 const MAX_AFFINITY_SECONDS: u64 = 86_400;
 
+/// The annotation of a Service that says by which scheduler IPVS balances it. Other modes don't read it.
+pub const IPVS_SCHEDULER: &str = "tollgate.dev/ipvs-scheduler";
+
 /// Which endpoints a kind of traffic may reach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TrafficPolicy {
@@ -59,6 +62,8 @@ pub struct Service {
     pub(crate) external_traffic_policy: TrafficPolicy,
     pub(crate) session_affinity: SessionAffinity,
     pub(crate) health_check_node_port: Option<u16>,
+    /// Whatever the annotation says; whether there is such a scheduler only the kernel knows.
+    pub(crate) ipvs_scheduler: Option<Arc<str>>,
     pub(crate) rejected: Box<[InvalidObject]>,
 }
 
@@ -111,6 +116,7 @@ impl Service {
             external_traffic_policy: TrafficPolicy::Cluster,
             session_affinity: SessionAffinity::None,
             health_check_node_port: None,
+            ipvs_scheduler: None,
             rejected: Box::default(),
         }
     }
@@ -158,6 +164,7 @@ impl TryFrom<&v1::Service> for Service {
             health_check_node_port: health_check_node_port
                 .map(|port| reader.port("spec.healthCheckNodePort", port))
                 .transpose()?,
+            ipvs_scheduler: ipvs_scheduler(service),
             cluster_ips: cluster_ips.into(),
             external_ips: external_ips.into(),
             load_balancer_ips: load_balancer_ips.into(),
@@ -180,6 +187,11 @@ impl Service {
             _ => Ok(()),
         }
     }
+}
+
+fn ipvs_scheduler(service: &v1::Service) -> Option<Arc<str>> {
+    let annotations = service.metadata.annotations.as_ref()?;
+    annotations.get(IPVS_SCHEDULER).map(|name| name.trim()).filter(|name| !name.is_empty()).map(Arc::from)
 }
 
 /// `None` where the Service is headless.

@@ -20,6 +20,9 @@ pub struct Snapshot {
     pub service_ports: OrdMap<ServicePortName, Arc<ServicePort>>,
     /// The node's own addresses on which NodePorts answer.
     pub node_port_addresses: Arc<BTreeSet<IpAddr>>,
+    /// All addresses that this node has on its interfaces, but for those that it has only for Services. Empty where they are
+    /// not known.
+    pub node_addresses: Arc<BTreeSet<IpAddr>>,
     /// Where the pods of this node have their addresses, by its Node object; empty where that does not say.
     pub pod_cidrs: Arc<[IpNet]>,
     /// What load balancers are told of each Service that has a health check node port and holds it.
@@ -60,6 +63,8 @@ pub struct ServicePort {
     pub source_ranges: SourceRanges,
     /// The node port that answers a load balancer's health checks of the whole Service, see [`Snapshot::health_checks`].
     pub health_check_node_port: Option<u16>,
+    /// How IPVS is asked to balance it, as its annotation says; see [`IPVS_SCHEDULER`](crate::service::IPVS_SCHEDULER).
+    pub ipvs_scheduler: Option<Arc<str>>,
 }
 
 /// The endpoints of one Service port in one family. Each list is ordered and holds an address once. Lists that are equal

@@ -18,6 +18,7 @@ pub mod bridge;
 pub mod ebpf;
 pub mod forward;
 pub mod iptables;
+pub mod ipvs;
 mod label;
 pub mod nftables;
 
@@ -48,6 +49,8 @@ pub struct NodeConfig {
     pub masquerade_mark: u32,
     /// What the mode ebpf is told besides; other modes look there for what it may have left.
     pub ebpf: EbpfConfig,
+    /// What the ipvs mode, which can't be chosen yet, is told besides.
+    pub ipvs: ipvs::Config,
 }
 
 /// What tells the traffic of local pods from the rest. Two rules ask it: ClusterIP traffic that is not from a local pod is
@@ -196,6 +199,9 @@ pub enum Error {
     /// The eBPF backend's.
     #[error(transparent)]
     Ebpf(#[from] ebpf::Error),
+    /// That of the ipvs backend, which can't be chosen yet.
+    #[error(transparent)]
+    Ipvs(#[from] ipvs::Error),
 }
 
 /// Opens the backend of a mode. Checks what the mode needs of the machine.
@@ -255,6 +261,7 @@ impl Default for NodeConfig {
             masquerade_all: false,
             masquerade_mark: Self::MASQUERADE_MARK,
             ebpf: EbpfConfig::default(),
+            ipvs: ipvs::Config::default(),
         }
     }
 }

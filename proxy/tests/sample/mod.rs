@@ -29,6 +29,7 @@ pub(crate) fn service(name: &str, protocol: Protocol, vip: u8, endpoints: &[u8])
         session_affinity: SessionAffinity::None,
         source_ranges: SourceRanges::default(),
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 

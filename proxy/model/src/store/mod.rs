@@ -112,6 +112,7 @@ impl Store {
             snapshot: Snapshot {
                 service_ports: OrdMap::new(),
                 node_port_addresses: Arc::clone(&own.node_port_addresses),
+                node_addresses: Arc::clone(&own.node_addresses),
                 pod_cidrs: Arc::clone(&own.pod_cidrs),
                 health_checks: OrdMap::new(),
             },
@@ -324,6 +325,10 @@ impl Store {
             own.node_port_addresses = Arc::clone(&self.own.node_port_addresses);
         }
         self.snapshot.node_port_addresses = Arc::clone(&own.node_port_addresses);
+        if own.node_addresses == self.own.node_addresses {
+            own.node_addresses = Arc::clone(&self.own.node_addresses);
+        }
+        self.snapshot.node_addresses = Arc::clone(&own.node_addresses);
         if own.pod_cidrs == self.own.pod_cidrs {
             own.pod_cidrs = Arc::clone(&self.own.pod_cidrs);
         }

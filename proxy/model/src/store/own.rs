@@ -18,6 +18,7 @@ pub(super) struct Own {
     /// The node's address in IPv4 and IPv6, if it has one.
     pub(super) primary: [Option<IpAddr>; 2],
     pub(super) node_port_addresses: Arc<BTreeSet<IpAddr>>,
+    pub(super) node_addresses: Arc<BTreeSet<IpAddr>>,
     pub(super) pod_cidrs: Arc<[IpNet]>,
 }
 
@@ -28,6 +29,7 @@ impl Own {
             zone: node.and_then(Node::zone).or(config.zone.as_ref()).map(Arc::clone),
             primary,
             node_port_addresses: Arc::new(node_port_addresses(config, node, interfaces, primary)),
+            node_addresses: Arc::new(interfaces.iter().flat_map(|it| &it.addresses).copied().collect()),
             pod_cidrs: node.map(Node::pod_cidrs).unwrap_or_default().into(),
         }
     }

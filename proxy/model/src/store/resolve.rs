@@ -81,6 +81,7 @@ pub(super) fn resolve<'a>(
             session_affinity: service.session_affinity,
             source_ranges: source_ranges.clone(),
             health_check_node_port,
+            ipvs_scheduler: service.ipvs_scheduler.clone(),
         })
     });
     ports.collect()

@@ -49,7 +49,8 @@ struct Tools {
 pub(crate) struct Kernel {
     variant: Variant,
     tools: Tools,
-    ipset: Program,
+    /// `ipset`, for who keeps sets by it.
+    ipset: Option<Program>,
 }
 
 /// All sets by name.
@@ -120,6 +121,13 @@ pub enum Error {
 impl Kernel {
     /// Finds the commands, of the variant that the node uses already.
     pub(crate) fn open() -> Result<Self, Error> {
+        let kernel = Self::open_rules()?;
+        kernel.ipset()?;
+        Ok(kernel)
+    }
+
+    /// The same for who needs no sets from here.
+    pub(crate) fn open_rules() -> Result<Self, Error> {
         let usable = Variant::ALL.map(|variant| {
             let tools = Tools::find(variant).filter(|_| variant == Variant::Legacy || kernel_has_nf_tables());
             tools.map(|tools| (variant, tools))
@@ -135,7 +143,7 @@ impl Kernel {
             }
         };
         tracing::info!(%variant, reason, "this node's iptables");
-        Self::with(variant, tools)
+        Ok(Self::with(variant, tools))
     }
 
     /// All variants that are installed and may have something here. None without `ipset`: rules of ours need it, so that there
@@ -144,16 +152,25 @@ impl Kernel {
         if find("ipset").is_none() {
             return Ok(Vec::new());
         }
+        Ok(Self::open_all_rules())
+    }
+
+    /// The same for who needs no sets from here.
+    pub(crate) fn open_all_rules() -> Vec<Self> {
         let installed = Variant::ALL.into_iter().filter_map(|variant| Some((variant, Tools::find(variant)?)));
         installed
-            .filter(|(variant, _)| is_in_use(*variant))
+            .filter(|(variant, _)| is_in_use(*variant) && (*variant == Variant::Legacy || kernel_has_nf_tables()))
             .map(|(variant, tools)| Self::with(variant, tools))
             .collect()
     }
 
-    fn with(variant: Variant, tools: Tools) -> Result<Self, Error> {
-        let ipset = find("ipset").ok_or(Error::Missing("ipset", "ipset"))?;
-        Ok(Self { variant, tools, ipset: Program { path: ipset, prefix: None } })
+    fn with(variant: Variant, tools: Tools) -> Self {
+        let ipset = find("ipset").map(|path| Program { path, prefix: None });
+        Self { variant, tools, ipset }
+    }
+
+    fn ipset(&self) -> Result<&Program, Error> {
+        self.ipset.as_ref().ok_or(Error::Missing("ipset", "ipset"))
     }
 
     /// The variant.
@@ -174,7 +191,7 @@ impl Kernel {
         match step {
             Step::Sets(text) => {
                 let text = std::slice::from_ref(text);
-                self.ipset.run(&["-exist", "restore"], text, "changes of sets").map(drop)
+                self.ipset()?.run(&["-exist", "restore"], text, "changes of sets").map(drop)
             }
             Step::Destroy(sets) => self.destroy_all(sets),
             Step::Rules(family, text) => {
@@ -189,7 +206,7 @@ impl Kernel {
 
     fn destroy_all(&self, sets: &[String]) -> Result<(), Error> {
         let text: Vec<String> = sets.iter().map(|set| format!("destroy {set}\n")).collect();
-        match self.ipset.run(&["-exist", "restore"], &text, "to destroy sets") {
+        match self.ipset()?.run(&["-exist", "restore"], &text, "to destroy sets") {
             Err(Error::Refused { .. }) => {}
             result => return result.map(drop),
         }
@@ -236,16 +253,16 @@ impl Kernel {
         for set in SetName::ALL {
             let name = set.text(family);
             if sets.get(&name).is_some_and(|set| !set.is_empty) {
-                let text = self.ipset.run(&["save", &name], &[], &format!("to list the set {name}"))?;
+                let text = self.ipset()?.run(&["save", &name], &[], &format!("to list the set {name}"))?;
                 members.push((set, text));
             }
         }
         Ok(Saved { tables: self.tables(family)?, sets, members })
     }
 
-    fn tables(&self, family: IpFamily) -> Result<String, Error> {
-        let has = |table: Table| has_legacy_table(family, table.as_str());
-        if self.variant == Variant::Legacy && !has(Table::Nat) && !has(Table::Filter) {
+    /// What `iptables-save` prints of a family.
+    pub(crate) fn tables(&self, family: IpFamily) -> Result<String, Error> {
+        if self.variant == Variant::Legacy && legacy_tables(family).is_empty() {
             return Ok(String::new());
         }
         let text = self.tools.save(family)?.run(&["-c"], &[], "to list its tables")?;
@@ -265,18 +282,18 @@ impl Kernel {
         let kinds: BTreeSet<&str> = SetName::ALL.into_iter().map(transaction::set_type).collect();
         // With -exist, to destroy one that is not there is no error.
         let text = std::iter::once(format!("destroy {set}\n")).chain(kinds.into_iter().map(each)).collect::<Vec<_>>();
-        self.ipset.run(&["-exist", "restore"], &text, "to make and destroy sets").map(drop)
+        self.ipset()?.run(&["-exist", "restore"], &text, "to make and destroy sets").map(drop)
     }
 
     /// All sets.
     pub(crate) fn sets(&self) -> Result<Sets, Error> {
-        let text = self.ipset.run(&["list", "-terse"], &[], "to list the sets")?;
+        let text = self.ipset()?.run(&["list", "-terse"], &[], "to list the sets")?;
         Ok(readback::sets(&text))
     }
 
     /// Destroys a set.
     pub(crate) fn destroy(&self, set: &str) -> Result<(), Error> {
-        self.ipset.run(&["-exist", "destroy", set], &[], &format!("to destroy the set {set}")).map(drop)
+        self.ipset()?.run(&["-exist", "destroy", set], &[], &format!("to destroy the set {set}")).map(drop)
     }
 }
 

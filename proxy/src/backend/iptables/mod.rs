@@ -39,20 +39,20 @@ pub use self::kernel::Error as CommandError;
 pub(super) use self::kernel::legacy_forward_drop;
 pub use self::variant::Variant;
 
-mod kernel;
-mod name;
+pub(super) mod kernel;
+pub(super) mod name;
 mod object;
 mod observe;
 mod plan;
-mod readback;
+pub(super) mod readback;
 mod service;
-mod style;
-mod transaction;
+pub(super) mod style;
+pub(super) mod transaction;
 mod tree;
 mod variant;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// Where the kernel says whether it takes TCP packets outside the window for valid ones.
 const TCP_BE_LIBERAL: &str = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";

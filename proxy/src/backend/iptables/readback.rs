@@ -192,7 +192,7 @@ fn tokens(rule: &str) -> impl Iterator<Item = &str> {
 
 /// Whether two rules say the same. Versions of iptables differ in the order of matches and in what they name that goes
 /// without saying.
-fn is_same(wanted: &str, found: &str) -> bool {
+pub(crate) fn is_same(wanted: &str, found: &str) -> bool {
     wanted == found || canonical(wanted) == canonical(found)
 }
 

@@ -130,10 +130,7 @@ impl Style {
     }
 
     fn postrouting(&self) -> Vec<String> {
-        let program = match self.family {
-            IpFamily::V4 => HAIRPIN_V4,
-            IpFamily::V6 => HAIRPIN_V6,
-        };
+        let program = hairpin(self.family);
         vec![
             format!("-m mark --mark {0:#x}/{0:#x} -j {1}", self.mark, name::MASQUERADE),
             format!("-m conntrack --ctstate DNAT -m bpf --bytecode \"{program}\" -j MASQUERADE --random-fully"),
@@ -145,7 +142,7 @@ impl Style {
         vec![format!("-j MARK --set-xmark 0x0/{:#x}", self.mark), "-j MASQUERADE --random-fully".to_owned()]
     }
 
-    fn refuse(&self) -> Vec<String> {
+    pub(crate) fn refuse(&self) -> Vec<String> {
         let unreachable = match self.family {
             IpFamily::V4 => "icmp-port-unreachable",
             IpFamily::V6 => "icmp6-port-unreachable",
@@ -211,8 +208,16 @@ pub(crate) fn jumps() -> Vec<Jump> {
     ]
 }
 
+/// The program that knows a packet that goes to its own sender.
+pub(crate) fn hairpin(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => HAIRPIN_V4,
+        IpFamily::V6 => HAIRPIN_V6,
+    }
+}
+
 /// The ranges of one family, the fewest that cover the same.
-fn of_family(cidrs: &[IpNet], family: IpFamily) -> Vec<IpNet> {
+pub(crate) fn of_family(cidrs: &[IpNet], family: IpFamily) -> Vec<IpNet> {
     let cidrs: Vec<_> = cidrs.iter().filter(|cidr| IpFamily::from(cidr.addr()) == family).copied().collect();
     IpNet::aggregate(&cidrs)
 }

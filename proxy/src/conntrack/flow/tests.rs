@@ -25,6 +25,7 @@ fn dns(vips: &[u8], cluster: &[u8], serving: &[u8]) -> ServicePort {
         session_affinity: SessionAffinity::None,
         source_ranges: SourceRanges::default(),
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 

@@ -144,6 +144,7 @@ impl Moment {
                     v6: None,
                 },
                 health_check_node_port: None,
+                ipvs_scheduler: None,
             };
             (name, Arc::new(service_port))
         });

@@ -19,10 +19,10 @@ use super::transaction::{BatchSize, Step, commit};
 use crate::backend::{DetectLocal, NodeConfig};
 
 mod golden;
-mod properties;
+pub(crate) mod properties;
 mod trees;
 
-fn node() -> NodeConfig {
+pub(crate) fn node() -> NodeConfig {
     NodeConfig {
         families: IpFamily::ALL.to_vec(),
         detect_local: DetectLocal::ClusterCidr(cidrs(&["10.244.0.0/16", "fd00:244::/48"])),
@@ -31,7 +31,7 @@ fn node() -> NodeConfig {
     }
 }
 
-fn cidrs(texts: &[&str]) -> Vec<IpNet> {
+pub(crate) fn cidrs(texts: &[&str]) -> Vec<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -39,7 +39,7 @@ fn plan(family: IpFamily) -> Plan {
     Plan::new(Style::new(family, &node(), true))
 }
 
-fn ip(family: IpFamily, net: u8, host: u16) -> IpAddr {
+pub(crate) fn ip(family: IpFamily, net: u8, host: u16) -> IpAddr {
     let [high, low] = host.to_be_bytes();
     match family {
         IpFamily::V4 => [10, net, high, low].into(),
@@ -48,14 +48,14 @@ fn ip(family: IpFamily, net: u8, host: u16) -> IpAddr {
 }
 
 /// A pod's address; on this node, if its number is below 8.
-fn sets(family: IpFamily, hosts: &[u16]) -> EndpointSets {
+pub(crate) fn sets(family: IpFamily, hosts: &[u16]) -> EndpointSets {
     let endpoint = |host: &u16| Endpoint { ip: ip(family, 244, *host), port: 8080, is_local: *host < 8 };
     let cluster: Arc<[Endpoint]> = hosts.iter().map(endpoint).collect();
     let local = cluster.iter().filter(|endpoint| endpoint.is_local).copied().collect();
     EndpointSets { serving: cluster.clone(), cluster, local }
 }
 
-fn service(name: &str, protocol: Protocol, vip: u16, endpoints: &[u16]) -> ServicePort {
+pub(crate) fn service(name: &str, protocol: Protocol, vip: u16, endpoints: &[u16]) -> ServicePort {
     let frontend = |family| Frontend { ip: ip(family, 96, vip), port: 80, protocol, origin: FrontendOrigin::ClusterIp };
     ServicePort {
         name: ServicePortName { service: NamespacedName::new("test", name), port: "".into(), protocol },
@@ -68,38 +68,39 @@ fn service(name: &str, protocol: Protocol, vip: u16, endpoints: &[u16]) -> Servi
         session_affinity: SessionAffinity::None,
         source_ranges: SourceRanges::default(),
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 
-fn sticky(service: ServicePort) -> ServicePort {
+pub(crate) fn sticky(service: ServicePort) -> ServicePort {
     ServicePort { session_affinity: SessionAffinity::ClientIp { timeout: Duration::from_secs(10_800) }, ..service }
 }
 
-fn local(service: ServicePort) -> ServicePort {
+pub(crate) fn local(service: ServicePort) -> ServicePort {
     ServicePort { internal_traffic_policy: TrafficPolicy::Local, ..service }
 }
 
-fn external_local(service: ServicePort) -> ServicePort {
+pub(crate) fn external_local(service: ServicePort) -> ServicePort {
     ServicePort { external_traffic_policy: TrafficPolicy::Local, ..service }
 }
 
-fn with_address(mut service: ServicePort, origin: FrontendOrigin, host: u16) -> ServicePort {
+pub(crate) fn with_address(mut service: ServicePort, origin: FrontendOrigin, host: u16) -> ServicePort {
     let protocol = service.name.protocol;
     let frontend = |family| Frontend { ip: ip(family, 200, host), port: 80, protocol, origin };
     service.frontends.extend(IpFamily::ALL.map(frontend));
     service
 }
 
-fn with_node_port(service: ServicePort, port: u16) -> ServicePort {
+pub(crate) fn with_node_port(service: ServicePort, port: u16) -> ServicePort {
     ServicePort { node_port: Some(port), ..service }
 }
 
-fn with_ranges(service: ServicePort, v4: &[&str], v6: &[&str]) -> ServicePort {
+pub(crate) fn with_ranges(service: ServicePort, v4: &[&str], v6: &[&str]) -> ServicePort {
     let ranges = |texts: &[&str]| (!texts.is_empty()).then(|| cidrs(texts).into());
     ServicePort { source_ranges: SourceRanges { v4: ranges(v4), v6: ranges(v6) }, ..service }
 }
 
-fn snapshot(services: impl IntoIterator<Item = ServicePort>, addresses: &[&str]) -> Snapshot {
+pub(crate) fn snapshot(services: impl IntoIterator<Item = ServicePort>, addresses: &[&str]) -> Snapshot {
     Snapshot {
         service_ports: services.into_iter().map(|it| (it.name.clone(), Arc::new(it))).collect(),
         node_port_addresses: Arc::new(addresses.iter().map(|ip| ip.parse().unwrap()).collect()),

@@ -95,7 +95,7 @@ fn arbitrary_service() -> impl Strategy<Value = ServicePort> {
     )
 }
 
-fn snapshots() -> impl Strategy<Value = Vec<Snapshot>> {
+pub(crate) fn snapshots() -> impl Strategy<Value = Vec<Snapshot>> {
     let addresses = prop::sample::subsequence(vec!["192.0.2.1", "192.0.2.2", "10.200.0.1"], 0..=3);
     let one = (prop::collection::vec(arbitrary_service(), 0..30), addresses, any::<bool>());
     let one = one.prop_map(|(services, addresses, has_pods)| Snapshot {

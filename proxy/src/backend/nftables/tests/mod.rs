@@ -84,6 +84,7 @@ fn service(name: &str, protocol: Protocol, vips: &[u16], endpoints: &[u16]) -> S
         session_affinity: SessionAffinity::None,
         source_ranges: SourceRanges::default(),
         health_check_node_port: None,
+        ipvs_scheduler: None,
     }
 }
 
