@@ -101,6 +101,8 @@ pub(super) fn prepare(netns: &NetNs) -> Result<()> {
         ("net/ipv6/icmp/ratelimit", "0"),
         // Enough ports for a stream of connections from one pod.
         ("net/ipv4/ip_local_port_range", "10000 60999"),
+        // None of them a port that a proxy listens on: a connection over loopback that was given it keeps a restart from it.
+        ("net/ipv4/ip_local_reserved_ports", "10249,10256"),
     ];
     settings.into_iter().try_for_each(|(key, value)| netns.sysctl(key, value))
 }
