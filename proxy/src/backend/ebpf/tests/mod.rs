@@ -312,7 +312,11 @@ struct Running {
 impl Running {
     fn new() -> Self {
         let (plan, snapshot) = (Plan::new(&config()), Snapshot::default());
-        Self { plan, maps: Maps::default(), snapshot, now: Duration::ZERO, readers: Vec::new() }
+        // The first sync is a full one: it leaves what no change writes again.
+        let mut maps = Maps::default();
+        let first = maps.0.changes_to(&plan.objects());
+        maps.write(&first, |_| {});
+        Self { plan, maps, snapshot, now: Duration::ZERO, readers: Vec::new() }
     }
 
     fn go_to(&mut self, moment: &Moment) -> Changes {
