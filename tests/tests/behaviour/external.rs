@@ -7,7 +7,8 @@ use tollgate_lab::object::Endpoint;
 use tollgate_lab::proxy::zone;
 
 use crate::Case;
-use crate::scene::{At, Client, Scene};
+use crate::local::restart_with;
+use crate::scene::{At, Client, Scene, Stage};
 use crate::table::{Expect, Table};
 
 pub(crate) const CASES: &[(&str, Case)] = &[
@@ -16,6 +17,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("external-local-shortcut", Case::Table(external_local_shortcut)),
     ("external-local-shortcut-cluster-pods", Case::Table(shortcut_of_all_cluster_pods)),
     ("external-local-shortcut-own-address", Case::Steps(shortcut_from_own_address)),
+    ("external-local-shortcut-without-detection", Case::Own(shortcut_without_detection)),
     ("external-cluster-masquerade", Case::Table(external_cluster_masquerade)),
     ("no-local-drop-external", Case::Table(no_local_drop_external)),
     ("terminating-fallback-external", Case::Table(terminating_fallback_external)),
@@ -102,6 +104,13 @@ fn shortcut_from_own_address(scene: &Scene<'_>) -> Result<()> {
         .at([At::LoadBalancerIp], [Client::Node(1)], ("web", 80), Expect::Only(&["pod-2a"]))
         .at([At::LoadBalancerIp], [Client::Node(1)], ("web", 80), Expect::NodeSource(1))
         .play(scene)
+}
+
+/// Where nobody is known to be a local pod, and so nobody is masqueraded for not being one, the node still is.
+fn shortcut_without_detection(stage: &mut Stage) -> Result<()> {
+    stage.lab.proxy(1).unset_flag("--cluster-cidr");
+    restart_with(stage, &[])?;
+    shortcut_from_own_address(&stage.scene()?)
 }
 
 fn external_cluster_masquerade(scene: &Scene<'_>) -> Table {

@@ -18,7 +18,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
 ];
 
 /// Starts the proxy of node 1 anew, with these flags changed.
-fn restart_with(stage: &mut Stage, flags: &[(&str, &str)]) -> Result<()> {
+pub(crate) fn restart_with(stage: &mut Stage, flags: &[(&str, &str)]) -> Result<()> {
     let proxy = stage.lab.proxy(1);
     flags.iter().for_each(|(flag, value)| proxy.set_flag(flag, value));
     stage.lab.restart_proxy(1)

@@ -28,7 +28,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("bad-object-isolated", SOURCE_OBJECT, "Err(error) => return (Some(Event::Invalid(InvalidObject::undecodable(kind, name(key), error))), None),", r#"Err(error) => panic!("{error}"),"#),
     mutant("nodeport-addresses", ADDRESS, "Message::NewAddress(_) | Message::DelAddress(_) | Message::DelLink(_) => true,", "Message::NewAddress(_) | Message::DelLink(_) => true,"),
     mutant("nodeport-addresses", ADDRESS, "Message::NewAddress(_) | Message::DelAddress(_) | Message::DelLink(_) => true,", "Message::DelAddress(_) | Message::DelLink(_) => true,"),
-    mutant("drift-repaired", SYNC, "Wake::Due => self.scope = Scope::Full,", "Wake::Due => {}"),
+    mutant("drift-repaired", SYNC, "self.next_full = Instant::now() + self.period.max(", "self.next_full = Instant::now() + 1000 * self.period.max("),
     mutant("mode-switch-clean", SYNC, "            self.leave_others();\n            self.cleaner.owe_reconcile();\n", ""),
     mutant("mode-switch-clean", SYNC, "        let report = match self.backend.sync(", "        self.leave_others();\n        let report = match self.backend.sync("),
     mutant("same-bridge-reply", BRIDGE, "    fs::write(path, \"1\")?;\n", ""),

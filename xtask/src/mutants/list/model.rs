@@ -56,8 +56,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("removed-frontend-closes", STORE, "            service_ports.remove(&key);\n", "            let _ = key;\n"),
     mutant("source-lost-keeps-serving", STORE, "        if self.waits_for().next().is_some() {\n            return None;\n        }\n", ""),
     mutant("source-lost-keeps-serving", KEPT, "self.held.keys().filter(|name| !incoming.contains_key(name))", "self.held.keys().filter(|name| !incoming.contains_key(name) && false)"),
-    mutant("lb-source-ranges-family", SERVICE, "ranges.iter().any(|range| range.prefix_len() == 0)", "ranges.iter().all(|range| range.prefix_len() == 0)"),
-    mutant("nodeport-addresses-localhost", OWN, "!is_unusable(*ip) && is_chosen(ip)", "is_chosen(ip)"),
     mutant("health-node-port", RESOLVE, "ready.collect::<BTreeSet<_>>().len()", "ready.count()"),
     mutant("healthz", NODE, "taints.any(|taint| taint.key == TO_BE_DELETED_TAINT)", "taints.any(|taint| taint.key.is_empty())"),
 ];
