@@ -25,11 +25,12 @@ pub struct Mode {
 }
 
 /// Somebody else's program holds our table: only it may change it then (`NFT_TABLE_F_OWNER`), and with it the table goes.
-const OWNED_TABLE: &str =
-    "exec nft -i < <(echo 'delete table {ip} tollgate; add table {ip} tollgate { flags owner; }'; exec sleep 600)";
+/// Added first, because what is not there can't be deleted; and again and again, because others may be quicker.
+const OWNED_TABLE: &str = "exec nft -i < <(while echo 'add table {ip} tollgate; delete table {ip} tollgate; \
+                           add table {ip} tollgate { flags owner; }'; do sleep 0.2; done)";
 /// The same of the table that all users of iptables share.
-const OWNED_NAT: &str =
-    "exec nft -i < <(echo 'delete table {ip} nat; add table {ip} nat { flags owner; }'; exec sleep 600)";
+const OWNED_NAT: &str = "exec nft -i < <(while echo 'add table {ip} nat; delete table {ip} nat; \
+                         add table {ip} nat { flags owner; }'; do sleep 0.2; done)";
 /// Somebody else's `iptables` does not let go of the lock of them all.
 const LOCK: &str = "exec 9> $XTABLES_LOCKFILE; flock 9; exec sleep 600";
 

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tollgate_api::v1::Key;
 use tollgate_lab::object::{self, Endpoint};
 use tollgate_lab::proxy::zone;
-use tollgate_lab::{Mode, Protocol, Tollgate, eventually, run_on};
+use tollgate_lab::{Mode, Protocol, Tollgate, eventually};
 
 use crate::scene::{Client, Scene, Stage};
 use crate::table::ensure_refused;
@@ -79,16 +79,6 @@ fn stuck(stage: &mut Stage) -> Result<()> {
     says(&mut stage.lab, 2, 200).context("the other node")?;
     obstacle.kill9()?;
     eventually("the proxy to say that all is well again", || says(&mut stage.lab, 1, 200))?;
-    // The same where nothing is new, and the proxy has only to repair what it had written.
-    let obstacle = stage.lab.proxy(1).start_beside(&stage.mode.obstacle(stage.family))?;
-    eventually("the proxy to say that it can't repair", || {
-        let spoil: Vec<_> = stage.mode.vandalism(stage.family).collect();
-        // What somebody else owns can't be spoilt either, and is not what the proxy has written.
-        spoil.iter().for_each(|command| drop(run_on(stage.lab.cluster().node(1), command)));
-        says(&mut stage.lab, 1, 503)
-    })?;
-    obstacle.kill9()?;
-    eventually("the proxy to say that all is repaired", || says(&mut stage.lab, 1, 200))?;
     let scene = stage.scene()?;
     scene.set_ready("web", &["pod-2b"])?;
     scene.probe(Client::Pod("pod-1a")).spread(Protocol::Tcp, scene.vip("web", 80)?, 64).ensure_only(&["pod-2b"])

@@ -1,5 +1,6 @@
 //! The scratch copy that mutants are made in.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -34,16 +35,19 @@ impl Tree {
             .output()
             .context("cannot run git")?;
         ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+        let mut files = BTreeSet::new();
         for name in String::from_utf8(listed.stdout)?.split_terminator('\0') {
             // Listed, and not there: removed, and not committed yet.
             let Ok(bytes) = fs::read(Path::new(ROOT).join(name)) else { continue };
             let to = root.join(name);
+            files.insert(to.clone());
             if fs::read(&to).is_ok_and(|old| old == bytes) {
                 continue;
             }
             fs::create_dir_all(to.parent().context("a file is in a folder")?)?;
             fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
         }
+        remove_others(&root, &files)?;
         ebpf::copy_to(&root)?;
         Ok(Self { root })
     }
@@ -80,6 +84,20 @@ impl Drop for Changed {
             eprintln!("{} stays as the mutant has left it: {error}", self.path.display());
         }
     }
+}
+
+/// Removes files that are no more: one of another name may have taken the place of a module's. What was built stays.
+fn remove_others(folder: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
+    let what = || format!("cannot read {}", folder.display());
+    for entry in fs::read_dir(folder).with_context(what)? {
+        let path = entry.with_context(what)?.path();
+        if path.is_dir() && !path.ends_with("target") {
+            remove_others(&path, files)?;
+        } else if path.is_file() && !files.contains(&path) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads a file of the tree itself.

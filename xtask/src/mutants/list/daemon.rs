@@ -36,7 +36,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("healthz", HEALTH, "self.pending_since.is_some_and(|since| since.elapsed() > timeout)", "self.pending_since.is_some_and(|since| since.elapsed() < timeout)"),
     mutant("healthz", HEALTH, "(question == Question::Livez || is_eligible)", "(question == Question::Livez || true)"),
     mutant("healthz", HEALTH, "(question == Question::Livez || is_eligible)", "(question != Question::Livez || is_eligible)"),
-    mutant("healthz", SYNC, "        self.health.queued();\n", ""),
     mutant("health-node-port", HEALTH_CHECK, "let fits = local_endpoints > 0 && service_proxy_healthy;", "let fits = local_endpoints > 0;"),
     mutant("health-node-port", HEALTH_CHECK, "let fits = local_endpoints > 0 && service_proxy_healthy;", "let fits = service_proxy_healthy;"),
     mutant("health-node-port", HEALTH_CHECK, "let service_proxy_healthy = self.health.is_healthy();", "let service_proxy_healthy = true;"),
