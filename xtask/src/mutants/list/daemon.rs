@@ -21,7 +21,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     mutant("udp-no-stale-flow-serving-left-alone", FLOWS, "after.is_some_and(|after| serves(after, to))", "after.is_some_and(|after| serves(after, to) && false)"),
     mutant("udp-no-stale-flow", SYNC, "self.cleaner.owe(report.stale);", "drop(report.stale);"),
     mutant("udp-no-stale-flow-while-proxy-is-away", CLEANER, "owed: Vec::new(), owes_reconcile: true,", "owed: Vec::new(), owes_reconcile: false,"),
-    mutant("tcp-established-survives", DAEMON, r#"tracing::info!("stopping; the rules stay in place");"#, "let _cleaned = backend::open_for_cleanup(mode, backend::NodeConfig::default()).and_then(|mut it| it.cleanup());"),
+    mutant("tcp-established-survives", DAEMON, r#"tracing::info!("stopping; the rules stay in place");"#, "let _cleaned = backend::open_for_cleanup(mode, &backend::NodeConfig::default()).and_then(|mut it| it.cleanup());"),
     mutant("source-lost-keeps-serving", GRPC, "            self.metrics.source_connected.set(0);\n", "            self.metrics.source_connected.set(0);\n            let nothing = each_kind(Event::Init).into_iter().chain(each_kind(Event::InitDone)).collect();\n            let _sent = self.send(nothing, None).await;\n"),
     mutant("source-lost-keeps-serving", GRPC, "                self.send(each_kind(Event::Init), None).await?;\n", ""),
     mutant("bad-object-isolated", SOURCE_OBJECT, "Err(invalid) => Event::Invalid(invalid),", r#"Err(invalid) => panic!("{invalid}"),"#),

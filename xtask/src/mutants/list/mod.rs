@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::{Result, ensure};
 
 mod daemon;
+mod ebpf;
 mod iptables;
 mod model;
 mod nftables;
@@ -43,7 +44,7 @@ const fn mutant(rule: &'static str, file: &'static str, find: &'static str, repl
 
 /// All of them.
 pub(super) fn mutants() -> impl Iterator<Item = &'static Mutant> {
-    [model::MUTANTS, daemon::MUTANTS, nftables::MUTANTS, iptables::MUTANTS].into_iter().flatten()
+    [model::MUTANTS, daemon::MUTANTS, nftables::MUTANTS, iptables::MUTANTS, ebpf::MUTANTS].into_iter().flatten()
 }
 
 /// Rules, by the beginning of their cases' names, that no line of ours makes hold, and what does.
